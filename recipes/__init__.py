@@ -1,0 +1,1 @@
+"""Scripts a user copies: fine-tuning, benchmarks."""
