@@ -1,0 +1,191 @@
+"""The curvature filter: what is believed of the expected gradient and its slope along every coordinate.
+
+Along each coordinate the expected gradient is modelled as linear in the weight, E[g](θ + δ) ≈ ĝ + hδ. A
+two-state Kalman filter per coordinate (recursive least squares with process noise) tracks ĝ and h from ordinary
+stochastic gradients alone (arXiv 2310.20574, section on the surrogate fit). The belief is kept *centred*: ĝ is
+the prediction at the current mean, so every displacement of the mean has to re-centre it. That is the published
+algorithm in other coordinates (r = ĝ − hθ), without its cancellation, and so it survives float32.
+
+Two forms live here, side by side. The *full* form is the published filter: six tensors, constant noise levels.
+The *compact* form estimates the noise R of every coordinate from the innovations (Mehra 1970), so that
+all gains are dimensionless, and keeps of the covariance what that leaves open.
+
+Pure functions of tensors that broadcast against each other; nothing here knows of optimizers, devices or chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Steps' worth of process noise that the variance of h may gather where nothing moves (no wind-up in long runs).
+COVARIANCE_LIMIT = 1e5
+
+#: Added to a noise variance before its root: below |g| ≈ 1e-18 a gradient counts as zero (float32 squares underflow).
+NOISE_FLOOR = 1e-36
+
+
+class FullBelief(NamedTuple):
+    """Mean (ĝ, h) and covariance of the filter at the current mean of the weights; all parameter-shaped."""
+
+    gradient: Tensor
+    hessian: Tensor
+    cov_gg: Tensor
+    cov_gh: Tensor
+    cov_hh: Tensor
+
+
+def predict(belief: FullBelief, theta: Tensor, process_noise: Tensor | float, limit: float) -> FullBelief:
+    """Time update: the model may have drifted, by variance ``process_noise`` (d) in r and in h.
+
+    In centred coordinates d·I becomes d·(1 + θ², θ, 1). ``limit`` caps the variance of h.
+    """
+    return belief._replace(
+        cov_gg=belief.cov_gg + process_noise * (1.0 + theta * theta),
+        cov_gh=belief.cov_gh + process_noise * theta,
+        cov_hh=torch.clamp(belief.cov_hh + process_noise, max=limit),
+    )
+
+
+def update(
+    belief: FullBelief, observed: Tensor, measurement_noise: float, ok: Tensor | float = 1.0
+) -> tuple[FullBelief, Tensor]:
+    """Measurement update with an observed gradient g of variance R = ``measurement_noise``.
+
+    Args:
+        belief: the predicted belief.
+        observed: the stochastic gradient at the current mean.
+        measurement_noise: R, gradient units².
+        ok: 0 switches the update off (the step is being skipped), 1 is an ordinary step.
+
+    Returns:
+        The updated belief, and the squared innovation in units of its predicted variance, e²/S, which
+        averages 1 when the filter is consistent.
+    """
+    innovation = observed - belief.gradient
+    variance = belief.cov_gg + measurement_noise
+    gain_g = ok * belief.cov_gg / variance
+    gain_h = ok * belief.cov_gh / variance
+    # 1 − gain_g without cancellation when the noise is small against the covariance.
+    kept = 1.0 - ok + ok * measurement_noise / variance
+    return (
+        FullBelief(
+            gradient=belief.gradient + gain_g * innovation,
+            hessian=belief.hessian + gain_h * innovation,
+            cov_gg=belief.cov_gg * kept,
+            cov_gh=belief.cov_gh * kept,
+            cov_hh=belief.cov_hh - gain_h * belief.cov_gh,
+        ),
+        innovation * innovation / variance,
+    )
+
+
+def recentre(belief: FullBelief, displacement: Tensor) -> FullBelief:
+    """Move the centre with the mean, θ → θ + δ, and keep the covariance positive definite against rounding."""
+    cov_gg = belief.cov_gg + displacement * (2.0 * belief.cov_gh + displacement * belief.cov_hh)
+    cov_gh = belief.cov_gh + displacement * belief.cov_hh
+    slack = 16.0 * torch.finfo(cov_gg.dtype).eps
+    cov_gg = torch.maximum(cov_gg, slack * belief.cov_gg)
+    return FullBelief(
+        gradient=belief.gradient + belief.hessian * displacement,
+        hessian=belief.hessian,
+        cov_gg=cov_gg,
+        cov_gh=cov_gh,
+        cov_hh=torch.maximum(belief.cov_hh, (1.0 + slack) * (cov_gh * cov_gh / cov_gg)),
+    )
+
+
+class CompactBelief(NamedTuple):
+    """The self-calibrating belief; all parameter-shaped.
+
+    With R as the unit of variance and diagonal process noise, the variance of ĝ is R times a scalar that
+    follows the same Riccati recursion in every coordinate (:func:`riccati`), and the covariance of ĝ and h is
+    the variance of h times the recent displacement D. What is left per coordinate is this.
+    """
+
+    gradient: Tensor  # ĝ
+    noise: Tensor  # R
+    curvature: Tensor  # s = h / h0, h0 = √R / ℓ
+    displacement: Tensor  # D
+
+
+class Gains(NamedTuple):
+    """The scalars of a compact update; 0-dimensional tensors or floats, zero when the step is being skipped."""
+
+    gradient: Tensor  # k, the filter's gain for ĝ
+    noise: Tensor  # the gain of the noise estimate
+    curvature: Tensor  # variance of s over S/R: the gain of s for a displacement of one length ℓ
+    predicted: Tensor  # p, predicted variance of ĝ in units of R (not a gain: never zeroed)
+
+
+def compact_update(
+    belief: CompactBelief,
+    observed: Tensor,
+    gains: Gains,
+    length: float | Tensor,
+    curvature_range: tuple[float, float],
+) -> tuple[CompactBelief, Tensor]:
+    """Measurement update with an observed gradient.
+
+    Args:
+        belief: the current belief.
+        observed: the stochastic gradient at the current mean.
+        gains: of this step.
+        length: ℓ, weight units.
+        curvature_range: bounds of s.
+
+    Returns:
+        The updated belief, and the squared innovation in units of its predicted variance, e²/S (with R
+        including the innovation itself, so that a single outlier counts no more than 1/gain).
+    """
+    innovation = observed - belief.gradient
+    excess = 1.0 + gains.predicted  # S / R
+    noise = belief.noise + gains.noise * (innovation * innovation / excess - belief.noise)
+    surprise = innovation / torch.sqrt(noise + NOISE_FLOOR)
+    curvature = belief.curvature + gains.curvature * (belief.displacement / length) * surprise
+    return (
+        CompactBelief(
+            gradient=belief.gradient + gains.gradient * innovation,
+            noise=noise,
+            curvature=torch.clamp(curvature, *curvature_range),
+            displacement=belief.displacement * (1.0 - gains.gradient),
+        ),
+        surprise * surprise / excess,
+    )
+
+
+def compact_hessian(belief: CompactBelief, length: float | Tensor) -> Tensor:
+    """h = s √R / ℓ, positive (zero where no gradient has ever been seen; gradient units per weight unit)."""
+    return belief.curvature * torch.sqrt(belief.noise + NOISE_FLOOR) / length
+
+
+def compact_recentre(belief: CompactBelief, displacement: Tensor, length: float | Tensor) -> CompactBelief:
+    """Move the centre with the mean, θ → θ + δ."""
+    return belief._replace(
+        gradient=belief.gradient + compact_hessian(belief, length) * displacement,
+        displacement=belief.displacement + displacement,
+    )
+
+
+def riccati(age: Tensor, process_noise: float, initial: float = 1.0) -> Tensor:
+    """Predicted variance of ĝ, in units of R, before update number ``age`` + 1.
+
+    The scalar Riccati recursion p ← (p + ρ)/(1 + p + ρ) from ``initial`` in closed form (it is a
+    Möbius map, so (p − p₊)/(p + p₋) shrinks by one constant factor a step). The gain of the update is p/(1 + p).
+    It falls like 1/t at first, the average of the gradients seen so far, and settles near √ρ.
+
+    Args:
+        age: updates so far, 0-dimensional.
+        process_noise: ρ, the drift of the gradient per step in units of R.
+        initial: prior variance of ĝ in units of R.
+    """
+    if process_noise == 0.0:
+        return initial / (1.0 + initial * age)
+    root = math.sqrt(process_noise * process_noise + 4.0 * process_noise)
+    stable, unstable = (root - process_noise) / 2.0, (root + process_noise) / 2.0
+    rate = (2.0 + process_noise - root) / (2.0 + process_noise + root)
+    ratio = (initial - stable) / (initial + unstable) * torch.pow(rate, age)
+    return (stable + unstable * ratio) / (1.0 - ratio) + process_noise

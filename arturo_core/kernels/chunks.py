@@ -1,0 +1,105 @@
+"""Cutting the parameters into flat chunks for the passes.
+
+Large tensors are sliced, so that a chunk and its temporaries stay in cache; small ones are packed together, so that
+a model with hundreds of biases does not pay hundreds of dispatches for each operation. A pass works in place on
+a chunk; :meth:`Chunk.write_back` then returns what was packed to the tensors it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Source:
+    """One parameter with its gradient and state tensors, all of one (real) shape."""
+
+    theta: Tensor
+    grad: Tensor
+    state: tuple[Tensor, ...]
+    step: Tensor
+    group: int
+
+
+@dataclass
+class Chunk:
+    """Flat tensors of one length, dtype and device, all of one parameter group."""
+
+    theta: Tensor
+    grad: Tensor
+    state: tuple[Tensor, ...]
+    step: Tensor  # 0-dimensional, or one entry an element where parameters are packed
+    group: int
+    sources: list[Source] = field(default_factory=list)  # empty for a slice, which shares its memory
+
+    def write_back(self) -> None:
+        """Copy a packed chunk's weights and state to the tensors they were packed from."""
+        if not self.sources:
+            return
+        sizes = [source.theta.numel() for source in self.sources]
+        _scatter(self.theta, [source.theta for source in self.sources], sizes)
+        for index, packed in enumerate(self.state):
+            _scatter(packed, [source.state[index] for source in self.sources], sizes)
+
+
+def _scatter(packed: Tensor, targets: list[Tensor], sizes: list[int]) -> None:
+    parts = packed.split(sizes)
+    torch._foreach_copy_(targets, [part.view(target.shape) for part, target in zip(parts, targets, strict=True)])
+
+
+def chunks(sources: Iterable[Source], size: int) -> Iterator[Chunk]:
+    """Slices of at most ``size`` elements, and packs of parameters that have fewer than half as many.
+
+    The order depends on the order of the sources alone, so sums over chunks are reproducible.
+    """
+    open_packs: dict[tuple[object, ...], list[Source]] = {}
+    filled: dict[tuple[object, ...], int] = {}
+    for source in sources:
+        count = source.theta.numel()
+        if count == 0:
+            continue
+        flat = _flat((source.theta, source.grad, *source.state)) if 2 * count >= size else None
+        if flat is not None:
+            theta, grad, *state = flat
+            for start in range(0, count, size):
+                part = slice(start, start + size)
+                yield Chunk(theta[part], grad[part], tuple(tensor[part] for tensor in state), source.step, source.group)
+            continue
+        key = (source.group, source.theta.device, source.theta.dtype, source.grad.dtype)
+        if filled.get(key, 0) + count > size and key in open_packs:
+            yield _pack(open_packs.pop(key))
+            filled[key] = 0
+        open_packs.setdefault(key, []).append(source)
+        filled[key] = filled.get(key, 0) + count
+    for pack in open_packs.values():
+        yield _pack(pack)
+
+
+def _pack(sources: list[Source]) -> Chunk:
+    head = sources[0]
+    return Chunk(
+        theta=_join([source.theta for source in sources]),
+        grad=_join([source.grad for source in sources]),
+        state=tuple(_join([source.state[index] for source in sources]) for index in range(len(head.state))),
+        step=torch.cat([source.step.expand(source.theta.numel()) for source in sources]),
+        group=head.group,
+        sources=sources,
+    )
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _flat(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+    """Views of one length in the memory order of the first; None where they do not share a dense layout."""
+    layout = tensors[0]
+    order = sorted(range(layout.dim()), key=lambda dim: layout.stride(dim), reverse=True)
+    views = [tensor.permute(order) for tensor in tensors]
+    if not all(view.is_contiguous() for view in (views[0], *views[2:])):
+        return None
+    return [view.reshape(-1) for view in views]  # only the gradient (the second) may have to be copied

@@ -1,0 +1,106 @@
+"""What the passes over the parameters take and return, whichever form runs them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from arturo_core.curvature import CompactBelief, FullBelief, Gains
+from arturo_core.options import Options
+
+
+class GroupTerms(NamedTuple):
+    """What a step needs of a parameter group; 0-dimensional tensors on the parameters' device.
+
+    Attributes:
+        decay: lr × weight decay, zero when the step is skipped; None for none.
+        length: ℓ, the length of the curvature prior (weight units); compact form only.
+        weight: ω, weight of this group's precision in the KL metric, (lr_ref/lr)² with
+            ``trust_region="rms"`` and 1 with "kl".
+    """
+
+    decay: Tensor | None
+    length: Tensor
+    weight: Tensor
+
+
+class CompactObserved(NamedTuple):
+    """Sums over a chunk, 0-dimensional, wide."""
+
+    decrement: Tensor  # Σ a²/b
+    curvature: Tensor  # Σ b
+    surprise: Tensor  # Σ e²/S
+
+
+class FullObserved(NamedTuple):
+    """Sums over a chunk, 0-dimensional, wide; λ stands for ωλ except in ``precision``."""
+
+    least: Tensor  # min b/λ
+    total: Tensor  # Σ a²/λ
+    value: Tensor  # Σ λδ² at η = 0
+    first: Tensor  # its derivative
+    precision: Tensor  # Σ λ
+    surprise: Tensor  # Σ e²/S
+
+
+class Passes(Protocol):
+    """The five passes. All change their chunk's tensors in place; ``ok`` = 0 makes every one of them a no-op."""
+
+    def compact_observe(
+        self,
+        theta: Tensor,
+        grad: Tensor,
+        belief: CompactBelief,
+        ok: Tensor,
+        gains: Gains,
+        terms: GroupTerms,
+        options: Options,
+        maximize: bool,
+    ) -> CompactObserved:
+        """Decay the weights, update the belief with a gradient, and sum what the dual needs."""
+
+    def compact_apply(
+        self, theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options
+    ) -> Tensor:
+        """Take the step −factor·a/b and re-centre. Returns Σ δ²."""
+
+    def full_observe(
+        self,
+        theta: Tensor,
+        grad: Tensor,
+        precision: Tensor,
+        belief: FullBelief,
+        ok: Tensor,
+        first: Tensor,
+        terms: GroupTerms,
+        options: Options,
+        maximize: bool,
+    ) -> FullObserved:
+        """Decay the weights, update the belief with a gradient (``first`` = 1: the parameter's first), and sum."""
+
+    def full_secular(
+        self,
+        theta: Tensor,
+        precision: Tensor,
+        belief: FullBelief,
+        eta_min: Tensor,
+        t: Tensor,
+        terms: GroupTerms,
+        options: Options,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate 2·KL and its two derivatives at t."""
+
+    def full_apply(
+        self,
+        theta: Tensor,
+        precision: Tensor,
+        belief: FullBelief,
+        ok: Tensor,
+        eta_min: Tensor,
+        t: Tensor,
+        scale: Tensor,
+        terms: GroupTerms,
+        options: Options,
+    ) -> Tensor:
+        """Take the primal step, update the precision and re-centre. Returns Σ δ²."""

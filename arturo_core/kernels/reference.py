@@ -1,0 +1,147 @@
+"""The passes, written with the pure functions: the definition the fast forms are held to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from arturo_core.curvature import (
+    COVARIANCE_LIMIT,
+    CompactBelief,
+    FullBelief,
+    Gains,
+    compact_hessian,
+    compact_recentre,
+    compact_update,
+    predict,
+    recentre,
+    update,
+)
+from arturo_core.gaussian import precision_floor, updated_precision
+from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
+from arturo_core.options import CURVATURE_RANGE, Options
+from arturo_core.trust_region import primal, secular_sums, surrogate, wide_sum
+
+
+def _store(into: NamedTuple, values: NamedTuple) -> None:
+    for target, value in zip(into, values, strict=True):
+        target.copy_(value)
+
+
+def _clean(grad: Tensor, like: Tensor, ok: Tensor, maximize: bool) -> Tensor:
+    """The gradient of the loss to minimise, in the state's dtype; equal to ``like`` when the step is skipped."""
+    observed = grad.to(like.dtype)
+    return torch.where(ok > 0, -observed if maximize else observed, like)
+
+
+def compact_observe(
+    theta: Tensor,
+    grad: Tensor,
+    belief: CompactBelief,
+    ok: Tensor,
+    gains: Gains,
+    terms: GroupTerms,
+    options: Options,
+    maximize: bool,
+) -> CompactObserved:
+    moved = belief
+    if terms.decay is not None:
+        displacement = -terms.decay * theta.to(belief.gradient.dtype)
+        moved = compact_recentre(belief, displacement, terms.length)
+        theta.add_(displacement)
+    observed = _clean(grad, moved.gradient, ok, maximize)
+    updated, surprise = compact_update(moved, observed, gains, terms.length, CURVATURE_RANGE)
+    _store(belief, updated)
+    slope, curvature = _compact_surrogate(theta, updated, terms, options)
+    return CompactObserved(wide_sum(slope * slope / curvature), wide_sum(curvature), wide_sum(surprise))
+
+
+def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> Tensor:
+    slope, curvature = _compact_surrogate(theta, belief, terms, options)
+    displacement = -factor * (slope / curvature)
+    theta.add_(displacement)
+    _store(belief, compact_recentre(belief, displacement, terms.length))
+    return wide_sum(displacement * displacement)
+
+
+def _compact_surrogate(
+    theta: Tensor, belief: CompactBelief, terms: GroupTerms, options: Options
+) -> tuple[Tensor, Tensor]:
+    return surrogate(
+        belief.gradient, compact_hessian(belief, terms.length), theta.to(belief.gradient.dtype), options.prior
+    )
+
+
+def full_observe(
+    theta: Tensor,
+    grad: Tensor,
+    precision: Tensor,
+    belief: FullBelief,
+    ok: Tensor,
+    first: Tensor,
+    terms: GroupTerms,
+    options: Options,
+    maximize: bool,
+) -> FullObserved:
+    moved = belief
+    if terms.decay is not None:
+        displacement = -terms.decay * theta.to(precision.dtype)
+        moved = recentre(belief, displacement)
+        theta.add_(displacement)
+    mean = theta.to(precision.dtype)
+    observed = _clean(grad, moved.gradient, ok, maximize)
+    # The first gradient is the filter's starting point: ĝ = g₁ + h0θ.
+    moved = moved._replace(gradient=moved.gradient + ok * first * observed)
+    limit = COVARIANCE_LIMIT * max(options.process_noise, options.init_covariance)
+    predicted = predict(moved, mean, ok * options.process_noise, limit)
+    updated, surprise = update(predicted, observed, options.measurement_noise, ok)
+    _store(belief, updated)
+    slope, curvature = surrogate(updated.gradient, updated.hessian, mean, options.prior)
+    weighted = terms.weight * precision
+    newton = secular_sums(slope, curvature, weighted, 0.0, 0.0)
+    return FullObserved(
+        least=(curvature / weighted).amin().to(newton.value.dtype),
+        total=wide_sum(slope * slope / weighted),
+        value=newton.value,
+        first=newton.first,
+        precision=wide_sum(precision),
+        surprise=wide_sum(surprise),
+    )
+
+
+def full_secular(
+    theta: Tensor,
+    precision: Tensor,
+    belief: FullBelief,
+    eta_min: Tensor,
+    t: Tensor,
+    terms: GroupTerms,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    slope, curvature = surrogate(belief.gradient, belief.hessian, theta.to(precision.dtype), options.prior)
+    return tuple(secular_sums(slope, curvature, terms.weight * precision, eta_min, t))  # type: ignore[return-value]
+
+
+def full_apply(
+    theta: Tensor,
+    precision: Tensor,
+    belief: FullBelief,
+    ok: Tensor,
+    eta_min: Tensor,
+    t: Tensor,
+    scale: Tensor,
+    terms: GroupTerms,
+    options: Options,
+) -> Tensor:
+    slope, curvature = surrogate(belief.gradient, belief.hessian, theta.to(precision.dtype), options.prior)
+    displacement = scale * primal(slope, curvature, terms.weight * precision, eta_min, t)
+    theta.add_(displacement)
+    _store(belief, recentre(belief, displacement))
+    target = updated_precision(
+        precision, curvature, options.temperature, options.precision_momentum, precision_floor(options)
+    )
+    # lerp is exact at both ends: a skipped step leaves the precision as it was, bit for bit.
+    precision.copy_(torch.lerp(precision, target, ok.to(precision.dtype)))
+    return wide_sum(displacement * displacement)

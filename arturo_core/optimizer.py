@@ -1,0 +1,463 @@
+"""The optimizer: options, life of the state, order of a step. No formulas live here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from arturo_core import diagnostics as reporting
+from arturo_core import gaussian, reductions, stepping
+from arturo_core.curvature import CompactBelief, compact_hessian
+from arturo_core.kernels import compiled, eager
+from arturo_core.kernels.chunks import Chunk, Source, chunks
+from arturo_core.layouts import check_gradient, check_layout, check_parameter
+from arturo_core.options import (
+    LENGTH_PER_LR,
+    PAPER,
+    PAPER_KL_BOUND,
+    check_group,
+    make_options,
+)
+from arturo_core.state import allocate, check_saved, real_view, restore, table
+from arturo_core.stepping import GroupRates, Step
+from arturo_core.trust_region import wide_dtype
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+#: Elements of a chunk: eager temporaries stay in the cache of two cores; compiled loops want fewer, longer calls;
+#: an accelerator takes whole tensors.
+CHUNK = {"eager": 1 << 16, "compiled": 1 << 20, "accelerator": 1 << 26}
+
+
+class Arturo(Optimizer):
+    """arTuRO: a Gaussian over the weights, a learned diagonal Hessian, steps inside a KL trust region.
+
+    Weights are a factorised Gaussian N(θ, 1/λ). Along every coordinate a Kalman filter learns the expected gradient and
+    its slope from ordinary stochastic gradients (no extra pass, no Hessian-vector product), and each step
+    minimises the resulting model within a bound on the KL divergence from the old Gaussian to the new one. ONE
+    multiplier for all parameters enforces the bound, so an instance must hold all trainable parameters of the
+    model. After Dahlinger, Becker, Hüttenrauch, Neumann, "Information-Theoretic Trust Regions for Stochastic
+    Gradient-Based Optimization" (arXiv 2310.20574); :meth:`paper` is the published algorithm.
+
+    By default the filter calibrates itself (``noise="adaptive"``) and the bound is sized by a learning rate in
+    AdamW's units (``trust_region="rms"``), so AdamW's learning rates, schedules and weight decay carry over.
+
+    Args:
+        params: parameters, named parameters or parameter groups, as for every ``torch.optim`` optimizer. A group may
+            set ``lr``, ``weight_decay`` and ``maximize``.
+        lr: with ``trust_region="rms"`` a learning rate in AdamW's units: the trust radius is an RMS step of
+            0.25·lr, weighted by precision (λ-weighted mean of (δ/lr)² at most 0.25²). With "kl" the bound ε in
+            nats. A float or a 1-element tensor; 0 freezes a group.
+        weight_decay: decoupled, as AdamW's: θ ← θ − lr·weight_decay·θ before the step.
+        trust_region: "rms" or "kl".
+        noise: "adaptive" estimates the gradient noise of every weight from the filter's innovations; then all gains are
+            dimensionless and the step does not depend on the scale of the loss. "fixed" is the published filter
+            with constant noise levels.
+        kl_rtol: relative tolerance of the bound: wherever it is active, \\|KL/ε − 1\\| ≤ kl_rtol.
+        temperature: κ, weight of the prior N(0, 1/λ0). Default 1 ("adaptive"), 0.296786 ("fixed").
+        prior_precision: λ0, 1/weight². Default 0, no prior ("adaptive"), 0.0015 ("fixed").
+        precision_momentum: ν, weight of the old precision, "fixed" only (there 1.3).
+        init_variance: initial variance 1/λ of a weight, "fixed" only (there 0.01).
+        init_hessian: initial curvature; in units of its prior √R/ℓ with "adaptive" (1), in gradient units per
+            weight unit with "fixed" (0.1).
+        init_covariance: the filter's initial uncertainty: with "adaptive" the variance of the relative curvature
+            (0.36), with "fixed" the variance of intercept and slope (5e-5).
+        measurement_noise: R, variance of a gradient's noise, "fixed" only (there 1.21975, gradient units²).
+        process_noise: d, variance by which the model drifts in a step; in units of the estimated R with "adaptive"
+            (0.01), in absolute units with "fixed" (0.00245526).
+        length_scale: ℓ, the displacement over which curvature is expected to change a gradient by its own noise,
+            "adaptive" only (weight units). Default: 4 × the largest lr seen so far, or 4e-3 with
+            ``trust_region="kl"``.
+        state_dtype: dtype of the state under narrower parameters: ``torch.float32`` or ``torch.float64``.
+        maximize: ascend instead of descend.
+        compile: run the passes through ``torch.compile`` (fewer passes over memory; the first step compiles).
+        process_group: ranks over which the parameters are split, for layouts whose parameters do not say so
+            themselves; sums are then taken over the group. Leave it None for replicated (DDP) parameters.
+
+    Raises:
+        ValueError, TypeError: an option is out of range or has no meaning in the chosen mode, a parameter is not a
+            floating-point leaf, appears twice, or there is none; the message names what is allowed.
+
+    State per parameter is the table in :mod:`arturo_core.state`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        *,
+        weight_decay: float = 0.0,
+        trust_region: Literal["rms", "kl"] = "rms",
+        noise: Literal["adaptive", "fixed"] = "adaptive",
+        kl_rtol: float = 1e-3,
+        temperature: float | None = None,
+        prior_precision: float | None = None,
+        precision_momentum: float | None = None,
+        init_variance: float | None = None,
+        init_hessian: float | None = None,
+        init_covariance: float | None = None,
+        measurement_noise: float | None = None,
+        process_noise: float | None = None,
+        length_scale: float | None = None,
+        state_dtype: torch.dtype = torch.float32,
+        maximize: bool = False,
+        compile: bool = False,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        self._options = make_options(
+            trust_region=trust_region,
+            noise=noise,
+            kl_rtol=kl_rtol,
+            length_scale=length_scale,
+            state_dtype=state_dtype,
+            compile=compile,
+            temperature=temperature,
+            prior_precision=prior_precision,
+            precision_momentum=precision_momentum,
+            init_variance=init_variance,
+            init_hessian=init_hessian,
+            init_covariance=init_covariance,
+            measurement_noise=measurement_noise,
+            process_noise=process_noise,
+        )
+        self._process_group = process_group
+        self._report: reporting.Report | None = None
+        defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+        check_group(defaults, trust_region)
+        super().__init__(params, defaults)
+
+    @classmethod
+    def paper(
+        cls,
+        params: ParamsT,
+        kl_bound: float | Tensor = PAPER_KL_BOUND,
+        *,
+        temperature: float = PAPER["temperature"],
+        measurement_noise: float = PAPER["measurement_noise"],
+        process_noise: float = PAPER["process_noise"],
+        weight_decay: float = 0.0,
+        init_variance: float = PAPER["init_variance"],
+        prior_precision: float = PAPER["prior_precision"],
+        init_covariance: float = PAPER["init_covariance"],
+        precision_momentum: float = PAPER["precision_momentum"],
+        init_hessian: float = PAPER["init_hessian"],
+        kl_rtol: float = 1e-3,
+        **options: Any,
+    ) -> Arturo:
+        """The published algorithm (constant noise levels, bound in nats), with a dual that meets its bound.
+
+        The defaults are the published CIFAR settings for the small CNN.
+
+        Args:
+            params: as for the class.
+            kl_bound: ε in nats; it is the ``lr`` of the parameter groups, so schedulers act on it.
+            temperature: κ.
+            measurement_noise: R.
+            process_noise: d.
+            weight_decay: decoupled; multiplied by the bound, as published.
+            init_variance: initial 1/λ.
+            prior_precision: λ0.
+            init_covariance: c0, initial variance of intercept and slope.
+            precision_momentum: ν.
+            init_hessian: initial h.
+            kl_rtol: relative tolerance of the bound.
+            options: ``state_dtype``, ``maximize``, ``compile``, ``process_group``.
+        """
+        return cls(
+            params,
+            kl_bound,
+            weight_decay=weight_decay,
+            trust_region="kl",
+            noise="fixed",
+            kl_rtol=kl_rtol,
+            temperature=temperature,
+            prior_precision=prior_precision,
+            precision_momentum=precision_momentum,
+            init_variance=init_variance,
+            init_hessian=init_hessian,
+            init_covariance=init_covariance,
+            measurement_noise=measurement_noise,
+            process_noise=process_noise,
+            **options,
+        )
+
+    # -- parameter groups --------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; it may set ``lr``, ``weight_decay`` and ``maximize``.
+
+        Raises:
+            ValueError, TypeError: the group or a parameter in it cannot be optimised. Nothing is added then.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_group(group, self._options.trust_region)
+            for index, param in enumerate(group["params"]):
+                names = group.get("param_names")
+                check_parameter(param, names[index] if names else f"number {index} of the group")
+                check_layout(param, self._process_group)
+            if len({id(param) for param in group["params"]}) != len(group["params"]):
+                raise ValueError(
+                    "Arturo: a parameter appears twice in one group. Pass each parameter once (tied weights are one "
+                    "parameter: model.parameters() lists them once)."
+                )
+        except (ValueError, TypeError, NotImplementedError):
+            self.param_groups.pop()
+            raise
+        _complete(group, self.param_groups[0])
+
+    # -- the step ----------------------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step inside the trust region.
+
+        Where the learning rate of every group is 0 the step only allocates missing state: nothing moves, no statistic
+        changes. If any gradient is not finite (or above 1e18) the whole step is skipped and counted
+        (``skipped_steps`` of :meth:`diagnostics`); nothing else changes.
+
+        Args:
+            closure: re-evaluates the model and returns the loss; called once, with gradients enabled.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
+            ValueError: groups differ in lr with ``trust_region="kl"``.
+        """
+        loss: float | None = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        sources = self._gather()
+        moving = {index for index, group in enumerate(self.param_groups) if not _stands_still(group["lr"])}
+        sources = [source for source in sources if source.group in moving]
+        if not moving or (not sources and self._process_group is None):
+            return loss
+        rates_of = {source.group for source in sources} if self._process_group is None else moving
+        home = sources[0].theta.device if sources else _home(self.param_groups)
+        rates = self._rates(sorted(rates_of), home)
+        for group in self.param_groups:
+            group["calls"] += 1
+        options = self._options
+        work = list(chunks(sources, self._chunk_size(home)))
+        step = Step(
+            chunks=work,
+            rates=rates,
+            options=options,
+            passes=compiled.passes() if options.compile else eager,
+            ok=self._usable(work, rates, home),
+            age=self._age(home),
+            home=home,
+            process_group=self._process_group,
+        )
+        take = stepping.full_step if options.noise == "fixed" else stepping.compact_step
+        self._report = take(step)
+        torch._foreach_add_([source.step for source in sources], step.ok.to(torch.float32))
+        return loss
+
+    def _gather(self) -> list[Source]:
+        """Every parameter that has a gradient, checked, with its state; missing state is allocated."""
+        found: list[tuple[int, Tensor]] = []
+        for index, group in enumerate(self.param_groups):
+            for param in group["params"]:
+                if param.grad is not None:
+                    check_gradient(param.grad)
+                    found.append((index, param))
+        self._allocate()
+        names = [row.name for row in table(self._options) if not row.scalar]
+        return [
+            Source(
+                theta=real_view(param.detach()),
+                grad=real_view(param.grad.detach()),  # type: ignore[union-attr]  # has one
+                state=tuple(self.state[param][name] for name in names),
+                step=self.state[param]["step"],
+                group=index,
+            )
+            for index, param in found
+        ]
+
+    def _allocate(self) -> None:
+        """State for every trainable parameter, with or without a gradient: checkpoints then never lack a key."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if not self.state.get(param) and (param.requires_grad or param.grad is not None):
+                    check_layout(param, self._process_group)
+                    self.state[param] = allocate(param, self._options)
+
+    def _rates(self, groups: list[int], home: torch.device) -> dict[int, GroupRates]:
+        buckets: dict[object, int] = {}
+        rates = {}
+        for index in groups:
+            group = self.param_groups[index]
+            lr, decay = group["lr"], group["weight_decay"]
+            if isinstance(lr, Tensor):
+                peak = group["peak_lr"] = torch.maximum(torch.as_tensor(group["peak_lr"]).to(lr), lr)
+            else:
+                peak = group["peak_lr"] = max(float(group["peak_lr"]), lr)
+            scale = self._options.length_scale
+            lr_here = _scalar(lr, home)
+            rates[index] = GroupRates(
+                lr=lr_here,
+                decay=lr_here * decay if decay else None,
+                length=_scalar(LENGTH_PER_LR * peak if scale is None else scale, home),
+                maximize=group["maximize"],
+                bucket=buckets.setdefault(id(lr) if isinstance(lr, Tensor) else float(lr), len(buckets)),
+            )
+        if self._options.trust_region == "kl" and len(buckets) > 1:
+            values = ", ".join(str(float(self.param_groups[index]["lr"])) for index in groups)
+            raise ValueError(
+                f'Arturo: with trust_region="kl" lr is the KL bound of the whole step, one value for all groups, '
+                f'but the groups have {values}. Give them one lr, or use trust_region="rms" (0 freezes a group).'
+            )
+        return rates
+
+    def _usable(self, work: list[Chunk], rates: dict[int, GroupRates], home: torch.device) -> Tensor:
+        ok = reductions.usable([chunk.grad for chunk in work], home, self._process_group)
+        moving = torch.stack([rate.lr for rate in rates.values()]).amax() > 0.0
+        return ok * moving
+
+    def _age(self, home: torch.device) -> Tensor:
+        """Steps taken so far: those of the oldest parameter."""
+        steps = [state["step"].to(home) for state in self.state.values() if "step" in state]
+        if not steps:
+            return torch.zeros((), dtype=wide_dtype(home), device=home)
+        return torch.stack(steps).amax().to(wide_dtype(home))
+
+    def _chunk_size(self, home: torch.device) -> int:
+        if home.type != "cpu":
+            return CHUNK["accelerator"]
+        return CHUNK["compiled" if self._options.compile else "eager"]
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict exactly: statistics keep their own dtype, and nothing is shared with ``state_dict``.
+
+        Raises:
+            ValueError: the state is of another mode, optimizer or parameter list. Nothing is changed then.
+        """
+        seen: dict[str, Any] = {}
+        # Registered last, so it sees what the user's own hooks have made of the dictionary.
+        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: self._inspect(loaded, seen))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self.__dict__.pop("_loading", None)
+
+    def _inspect(self, loaded: dict[str, Any], seen: dict[str, Any]) -> None:
+        """Check what is about to be loaded, and keep it for :meth:`__setstate__`, which torch calls at the end."""
+        keys = chain.from_iterable(group["params"] for group in loaded["param_groups"])
+        params = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        pairs = dict(zip(keys, params, strict=False))  # torch itself complains about lengths, with a better message
+        for key, saved in loaded["state"].items():
+            if key in pairs and saved:
+                check_saved(saved, pairs[key], self._options)
+        self._loading = [(pairs[key], saved) for key, saved in loaded["state"].items() if key in pairs]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_process_group", None)
+        self.__dict__.setdefault("_report", None)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+            _complete(group, self.param_groups[0])
+        for param, saved in self.__dict__.pop("_loading", ()):
+            self.state[param] = restore(saved, param, self._options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A process group cannot be pickled or copied; the last step's report is not state.
+        return {**super().__getstate__(), "_options": self._options}
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, Any]:
+        """Numbers about the last step and the learned state, as plain Python values.
+
+        Costs a copy to the host and a sample of the state, at the call only. Before the first step it holds the
+        counters alone. Keys:
+
+        * ``eta``: multiplier of the trust region (0: the bound was inactive).
+        * ``kl``, ``kl_bound``, ``kl_ratio``: KL divergence used, its bound, in nats, and used/bound.
+        * ``bound_active``: whether the bound decided the step's length.
+        * ``step_scale``: 1; below or above only if the dual ran out of evaluations before meeting ``kl_rtol``.
+        * ``step_rms``: root mean square of the step without weight decay (weight units).
+        * ``innovation_ratio``: mean of e²/S, 1 when the filter is consistent.
+        * ``steps``, ``skipped_steps``: steps taken, and skipped for non-finite gradients.
+        * ``curvature_q05``, ``_q50``, ``_q95``: curvature relative to its prior.
+        * ``precision_q05``, ``_q50``, ``_q95``: precision of the weights (1/weight²).
+        """
+        calls = max((group["calls"] for group in self.param_groups), default=0)
+        params = [param for param, state in self.state.items() if state]
+        steps = int(max((float(self.state[param]["step"]) for param in params), default=0.0))
+        numbers = reporting.summarize(self._report, steps, calls - steps)
+        if self._report is not None:
+            relative = "hessian" if self._options.noise == "fixed" else "curvature"
+            unit = self._options.init_hessian if self._options.noise == "fixed" else 1.0
+            views = [self.state[param][relative] for param in params]
+            numbers |= reporting.quantiles("curvature", views, lambda view, _: view / unit)
+            numbers |= reporting.quantiles(
+                "precision", [self.precision(param) for param in params], lambda view, _: view
+            )
+        return numbers
+
+    @torch.no_grad()
+    def precision(self, param: Tensor) -> Tensor:
+        """λ, the precision of the Gaussian over a parameter (its real shape, 1/weight²; a new tensor).
+
+        Raises:
+            KeyError: the parameter has no state yet.
+        """
+        if not self.state.get(param):
+            raise KeyError("Arturo: this parameter has no state yet: its precision exists after the first step().")
+        state, options = self.state[param], self._options
+        if options.noise == "fixed":
+            return state["precision"].clone()
+        group = next(group for group in self.param_groups if any(param is member for member in group["params"]))
+        length = LENGTH_PER_LR * group["peak_lr"] if options.length_scale is None else options.length_scale
+        belief = CompactBelief(*(state[name] for name in CompactBelief._fields))
+        return gaussian.tied_precision(compact_hessian(belief, length) + options.prior, options.temperature)
+
+
+def _complete(group: dict[str, Any], first: dict[str, Any]) -> None:
+    """Add what the optimizer itself keeps in a group: the largest lr so far, and the number of steps asked for."""
+    lr = group["lr"]
+    group.setdefault("peak_lr", lr.detach().clone() if isinstance(lr, Tensor) else lr)
+    group.setdefault("calls", first.get("calls", 0))
+
+
+def _stands_still(lr: float | Tensor) -> bool:
+    """Whether lr is known to be 0 without asking a device: reading a tensor on an accelerator would wait for it."""
+    if isinstance(lr, Tensor):
+        return lr.device.type == "cpu" and not torch.compiler.is_compiling() and float(lr) == 0.0
+    return lr == 0.0
+
+
+def _scalar(value: float | Tensor, device: torch.device) -> Tensor:
+    dtype = wide_dtype(device)
+    if isinstance(value, Tensor):
+        return value.detach().reshape(()).to(device=device, dtype=dtype)
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+def _home(groups: Iterable[dict[str, Any]]) -> torch.device:
+    """Device of the first parameter, or the CPU."""
+    return next((param.device for group in groups for param in group["params"]), torch.device("cpu"))

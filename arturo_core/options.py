@@ -1,0 +1,229 @@
+"""The hyper-parameters: one table of defaults, and the checks every value has to pass.
+
+``PAPER`` holds the published values (arXiv 2310.20574, its CIFAR task with the small CNN) and is the default of
+``noise="fixed"`` and of :meth:`Arturo.paper`. ``ADAPTIVE`` holds the defaults of ``noise="adaptive"``, in which
+every quantity is dimensionless because the gradient noise supplies the unit. A name missing from a table
+has no meaning in that mode, and giving it is an error.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+TrustRegion = Literal["rms", "kl"]
+Noise = Literal["adaptive", "fixed"]
+
+#: The bound ε of the published CIFAR settings, in nats.
+PAPER_KL_BOUND = 0.00278750
+
+PAPER: dict[str, float] = {
+    "temperature": 0.296786,
+    "prior_precision": 0.0015,
+    "precision_momentum": 1.3,
+    "init_variance": 0.01,
+    "init_hessian": 0.1,
+    "init_covariance": 5e-5,
+    "measurement_noise": 1.21975,
+    "process_noise": 0.00245526,
+}
+
+ADAPTIVE: dict[str, float] = {
+    "temperature": 1.0,
+    "prior_precision": 0.0,
+    "init_hessian": 1.0,
+    "init_covariance": 0.36,
+    "process_noise": 0.01,
+}
+
+DEFAULTS: dict[str, dict[str, float]] = {"adaptive": ADAPTIVE, "fixed": PAPER}
+
+#: Trust radius in units of lr ("rms"): AdamW's own steps have an RMS of 0.2 to 0.4 of its learning rate, so
+#: this factor makes AdamW's learning rates carry over.
+RADIUS_PER_LR = 0.25
+
+#: Length ℓ of the curvature prior h0 = σ/ℓ, in units of the peak learning rate.
+LENGTH_PER_LR = 4.0
+
+#: Length ℓ with ``trust_region="kl"``, where lr is in nats and says nothing of lengths: that of lr = 1e-3 otherwise.
+KL_LENGTH = 4e-3
+
+#: Gain of the noise estimate once the growing average of the first steps has reached it.
+NOISE_GAIN = 0.01
+
+#: Range of the relative curvature h/h0. Its lower end keeps every precision positive.
+CURVATURE_RANGE = (0.1, 10.0)
+
+# Zero is meaningful for these two (no prior; a filter that never forgets); everything else is a positive scale.
+_MAY_BE_ZERO = {"prior_precision", "process_noise"}
+
+_MEANING = {
+    "temperature": "the weight κ of the prior",
+    "prior_precision": "the precision λ0 of the prior",
+    "precision_momentum": "the weight ν of the old precision",
+    "init_variance": "the variance 1/λ of a weight before the first step",
+    "init_hessian": "the curvature before the first step",
+    "init_covariance": "the filter's covariance before the first step",
+    "measurement_noise": "the variance R of a gradient's noise",
+    "process_noise": "the variance d by which the model drifts in a step",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of the whole model: one value each, because one multiplier couples all parameters.
+
+    ``precision_momentum``, ``init_variance`` and ``measurement_noise`` are NaN with ``noise="adaptive"``,
+    where the precision is tied to the curvature and the noise is estimated. ``length_scale`` is None where ℓ
+    follows the peak learning rate (:data:`LENGTH_PER_LR`).
+    """
+
+    trust_region: TrustRegion
+    noise: Noise
+    kl_rtol: float
+    temperature: float
+    prior_precision: float
+    precision_momentum: float
+    init_variance: float
+    init_hessian: float
+    init_covariance: float
+    measurement_noise: float
+    process_noise: float
+    length_scale: float | None
+    state_dtype: torch.dtype
+    compile: bool
+
+    @property
+    def prior(self) -> float:
+        """κλ0, what the prior adds to every curvature (gradient units per weight unit)."""
+        return self.temperature * self.prior_precision
+
+
+def make_options(
+    *,
+    trust_region: str,
+    noise: str,
+    kl_rtol: float,
+    length_scale: float | None,
+    state_dtype: torch.dtype,
+    compile: bool,
+    **given: float | None,
+) -> Options:
+    """Fill in the defaults of the chosen mode and check every value.
+
+    Raises:
+        ValueError: a value is outside its range, or names something the chosen mode does not have.
+        TypeError: a value is not a number.
+    """
+    check_choice("trust_region", trust_region, get_args(TrustRegion))
+    check_choice("noise", noise, get_args(Noise))
+    kl_rtol = check_number("kl_rtol", kl_rtol, "the relative tolerance of the KL bound")
+    if not 0.0 < kl_rtol < 1.0:
+        raise ValueError(
+            f"Arturo: kl_rtol={kl_rtol} must lie between 0 and 1 (exclusive): it is the relative tolerance to "
+            "which the step meets its KL bound, 1e-3 by default."
+        )
+    if state_dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"Arturo: state_dtype={state_dtype} is not supported: use torch.float32 (the default, also for "
+            "bfloat16 weights) or torch.float64. The filter adds increments far below the resolution of half "
+            "precision."
+        )
+    if not isinstance(compile, bool):
+        raise TypeError(f"Arturo: compile={compile!r} must be True or False.")
+    if length_scale is not None:
+        if noise == "fixed":
+            raise ValueError(
+                f'Arturo: length_scale={length_scale} has no meaning with noise="fixed", where the curvature starts at '
+                "init_hessian. Leave it out."
+            )
+        length_scale = check_number("length_scale", length_scale, "the length ℓ of the curvature prior")
+        if length_scale <= 0.0:
+            raise ValueError(f"Arturo: length_scale={length_scale} must be positive (weight units).")
+    elif noise == "adaptive" and trust_region == "kl":
+        length_scale = KL_LENGTH
+    defaults = DEFAULTS[noise]
+    values: dict[str, float] = {}
+    for name in PAPER:
+        value = given.get(name)
+        if name not in defaults:
+            if value is not None:
+                check_number(name, value, _MEANING[name])
+                raise ValueError(
+                    f'Arturo: {name}={value} has no meaning with noise="{noise}": there {_MEANING[name]} is '
+                    f'learned from the gradients. Leave it out, or choose noise="fixed", where it is a constant.'
+                )
+            values[name] = math.nan
+            continue
+        value = check_number(name, defaults[name] if value is None else value, _MEANING[name])
+        if value < 0.0 or (value == 0.0 and name not in _MAY_BE_ZERO):
+            sign = "non-negative" if name in _MAY_BE_ZERO else "positive"
+            raise ValueError(
+                f"Arturo: {name}={value} must be {sign}: it is {_MEANING[name]} "
+                f'(default {defaults[name]:g} with noise="{noise}").'
+            )
+        values[name] = value
+    return Options(
+        trust_region=trust_region,  # type: ignore[arg-type]  # checked above
+        noise=noise,  # type: ignore[arg-type]
+        kl_rtol=kl_rtol,
+        length_scale=length_scale,
+        state_dtype=state_dtype,
+        compile=compile,
+        **values,
+    )
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        choices = " or ".join(f'"{choice}"' for choice in allowed)
+        raise ValueError(f"Arturo: {name}={value!r} is not known: choose {choices}.")
+
+
+def check_number(name: str, value: Any, meaning: str) -> float:
+    """``value`` as a finite float.
+
+    Raises:
+        TypeError: not a real number (strings and booleans are not).
+        ValueError: NaN or infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Arturo: {name}={value!r} must be a number: it is {meaning}.")
+    if not math.isfinite(value):
+        raise ValueError(f"Arturo: {name}={value} must be finite: it is {meaning}.")
+    return float(value)
+
+
+def check_group(group: dict[str, Any], trust_region: str) -> None:
+    """Check what a parameter group may set for itself: ``lr``, ``weight_decay`` and ``maximize``.
+
+    Raises:
+        ValueError, TypeError: naming the key, what was given and what is allowed.
+    """
+    lr = group["lr"]
+    unit = "the KL bound in nats" if trust_region == "kl" else "a learning rate in AdamW's units"
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1 or not (lr.is_floating_point() or lr.dtype in (torch.int32, torch.int64)):
+            raise ValueError(
+                f"Arturo: lr as a tensor must hold one real number ({unit}); got shape {tuple(lr.shape)}, {lr.dtype}."
+            )
+        lr = float(lr)
+    lr = check_number("lr", lr, unit)
+    if lr < 0.0:
+        raise ValueError(f"Arturo: Invalid learning rate: {lr} must be 0 (frozen) or positive: it is {unit}.")
+    decay = check_number("weight_decay", group["weight_decay"], "AdamW's decoupled weight decay")
+    if decay < 0.0:
+        raise ValueError(f"Arturo: Invalid weight_decay value: {decay} must be 0 (none) or positive.")
+    if not isinstance(group["maximize"], bool):
+        raise TypeError(f"Arturo: maximize={group['maximize']!r} must be True or False.")
+    for name in PAPER | {"kl_rtol": 0.0, "trust_region": 0.0, "noise": 0.0, "state_dtype": 0.0}:
+        if name in group:
+            raise ValueError(
+                f"Arturo: {name} cannot differ between parameter groups, because one multiplier couples all "
+                f"parameters: give it to Arturo(..., {name}=...) instead. A group may set lr, weight_decay and maximize."
+            )

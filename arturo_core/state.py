@@ -1,0 +1,151 @@
+"""The state tensors of a parameter: one table, used for allocation, loading, byte counts and the documentation.
+
+Every tensor has its parameter's shape, device and memory layout (so it shards with the parameter) and the
+optimizer's ``state_dtype`` (float32 unless asked otherwise, so float32 under bfloat16 weights; float64 under
+float64 weights); the scalars are 0-dimensional float32. Complex parameters are pairs of real ones: their state
+has a last dimension of 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arturo_core.options import Options
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """One row of the table.
+
+    Attributes:
+        name: key in ``optimizer.state[p]``.
+        meaning: what it is, with symbol and unit, as the documentation prints it.
+        init: value before the first gradient, from the (real) parameter θ in the state's dtype.
+        scalar: 0-dimensional float32 instead of parameter-shaped.
+    """
+
+    name: str
+    meaning: str
+    init: Callable[[Tensor, Options], Tensor]
+    scalar: bool = False
+
+
+def _constant(attribute: str) -> Callable[[Tensor, Options], Tensor]:
+    return lambda theta, options: torch.full_like(theta, getattr(options, attribute))
+
+
+def _zeros(theta: Tensor, options: Options) -> Tensor:
+    return torch.zeros_like(theta)
+
+
+_STEP = StateTensor("step", "steps that updated this parameter", _zeros, scalar=True)
+
+#: ``noise="fixed"``: the published algorithm in the centred form (design: ĝ = r + hθ, covariance of (ĝ, h)).
+FULL = (
+    _STEP,
+    StateTensor(
+        "precision",
+        "λ, precision of the Gaussian over the weight (1/weight²)",
+        lambda theta, options: torch.full_like(theta, 1.0 / options.init_variance),
+    ),
+    # The first gradient is added when it comes: ĝ = g₁ + h0 θ.
+    StateTensor(
+        "gradient",
+        "ĝ, expected gradient at the current mean (gradient units)",
+        lambda theta, options: options.init_hessian * theta,
+    ),
+    StateTensor("hessian", "h, expected curvature (gradient units per weight unit)", _constant("init_hessian")),
+    StateTensor(
+        "cov_gg",
+        "variance of ĝ",
+        lambda theta, options: options.init_covariance * (1.0 + theta * theta),
+    ),
+    StateTensor("cov_gh", "covariance of ĝ and h", lambda theta, options: options.init_covariance * theta),
+    StateTensor("cov_hh", "variance of h", _constant("init_covariance")),
+)
+
+#: ``noise="adaptive"``: the self-calibrating compact form.
+COMPACT = (
+    _STEP,
+    StateTensor("gradient", "ĝ, expected gradient at the current mean (gradient units)", _zeros),
+    StateTensor("noise", "R, variance of the gradient's noise (gradient units²)", _zeros),
+    StateTensor("curvature", "s = h/h0, curvature relative to its prior h0 = √R/ℓ", _constant("init_hessian")),
+    StateTensor("displacement", "D, recent displacement, forgotten at the filter's rate (weight units)", _zeros),
+)
+
+
+def table(options: Options) -> tuple[StateTensor, ...]:
+    """The rows in use under these options."""
+    return FULL if options.noise == "fixed" else COMPACT
+
+
+def real_view(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a complex tensor as pairs of real numbers (shape ``(..., 2)``, same memory)."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def state_dtype(param: Tensor, options: Options) -> torch.dtype:
+    """Dtype of a parameter's state and of all arithmetic on it: never narrower than the parameter."""
+    return torch.promote_types(real_view(param.detach()).dtype, options.state_dtype)
+
+
+def allocate(param: Tensor, options: Options) -> dict[str, Tensor]:
+    """The state of one parameter before its first gradient."""
+    theta = real_view(param.detach()).to(state_dtype(param, options))
+    return {
+        row.name: torch.zeros((), dtype=torch.float32, device=param.device) if row.scalar else row.init(theta, options)
+        for row in table(options)
+    }
+
+
+def restore(saved: dict[str, Any], param: Tensor, options: Options) -> dict[str, Any]:
+    """Saved state with the parameter's device and memory layout, in the state's own dtype.
+
+    ``torch.optim.Optimizer`` would cast it to the parameter's dtype (float32 statistics of bfloat16 weights
+    would lose 16 bits at every resume) and would alias the tensors of the dictionary it was given.
+    """
+    like = real_view(param.detach())
+    dtype = state_dtype(param, options)
+    restored = dict(saved)
+    for row in table(options):
+        if row.name in saved:
+            fresh = (
+                torch.empty((), dtype=torch.float32, device=param.device)
+                if row.scalar
+                else torch.empty_like(like, dtype=dtype)
+            )
+            restored[row.name] = fresh.copy_(saved[row.name])
+    return restored
+
+
+def check_saved(saved: dict[str, Any], param: Tensor, options: Options) -> None:
+    """Refuse a saved state that is not this optimizer's, before anything is changed.
+
+    Raises:
+        ValueError: names or shapes differ from the table.
+    """
+    expected = {row.name: () if row.scalar else tuple(real_view(param).shape) for row in table(options)}
+    missing = sorted(expected.keys() - saved.keys())
+    if missing:
+        raise ValueError(
+            f'Arturo: the state to load lacks {", ".join(missing)} for noise="{options.noise}"; it holds '
+            f"{', '.join(sorted(map(str, saved)))}. Build the optimizer with the options it was saved with "
+            '(noise="adaptive" and noise="fixed" keep different statistics; other optimizers\' states do not fit).'
+        )
+    for name, shape in expected.items():
+        if not isinstance(saved[name], Tensor) or tuple(saved[name].shape) != shape:
+            found = tuple(saved[name].shape) if isinstance(saved[name], Tensor) else type(saved[name]).__name__
+            raise ValueError(
+                f"Arturo: the state to load has {name!r} of {found} where {shape} is expected: the parameters "
+                "come in another order or shape than when it was saved."
+            )
+
+
+def bytes_per_parameter(options: Options) -> int:
+    """Bytes of parameter-shaped state for each element (scalars left out)."""
+    return sum(options.state_dtype.itemsize for row in table(options) if not row.scalar)

@@ -1,0 +1,202 @@
+"""The trust region: the step that minimises the model within a bound ε on the KL divergence, and its multiplier η.
+
+Per coordinate the surrogate of the expected loss, with the prior's pull, is aδ + ½bδ² with a = ĝ + κλ0θ and
+b = h + κλ0. The step is δ(η) = −a/(b + ηλ), and the multiplier η ≥ 0 (ONE scalar for all parameters) solves
+the dual, ½ Σ λ δ(η)² = ε: a secular equation. Everything is written in the variable t = η − η_min,
+with η_min = max(0, max −b/λ), so that negative curvature needs no case of its own: with
+
+    c = max(b/λ + η_min, 0)      KL(t) = ½ Σ (a²/λ) / (c + t)²,
+
+KL falls strictly in t > 0. One evaluation yields KL and two derivatives; a power law W (C + t)^−p is fitted to the
+three and solved for the bound. p = 2 is Newton's method on 1/√KL (Moré and Sorensen 1983), exact for equal
+c; by Cauchy–Schwarz p ≤ 2, and the fitted p follows spectra that spread over decades. A fixed number of
+evaluations (:data:`EVALUATIONS`) needs no decision on the host; what they leave beyond the tolerance is taken off
+the length of the step (:func:`settle`), so the bound holds whatever the spectrum.
+
+Pure functions of tensors. Sums are float64 and 0-dimensional; the rest is parameter-shaped.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Evaluations of KL(t), each one pass over the parameters, after the first pass of a step.
+EVALUATIONS = 4
+
+# Keeps 0/0 away from coordinates that have neither slope nor curvature.
+_TINY = 1e-30
+
+
+def surrogate(gradient: Tensor, hessian: Tensor, theta: Tensor, prior: float) -> tuple[Tensor, Tensor]:
+    """Slope a = ĝ + κλ0θ and curvature b = h + κλ0 of the objective along every coordinate; ``prior`` is κλ0."""
+    return gradient + prior * theta, hessian + prior
+
+
+def primal(slope: Tensor, curvature: Tensor, precision: Tensor, eta_min: Tensor | float, t: Tensor | float) -> Tensor:
+    """δ = −a/(b + ηλ) with η = η_min + t, computed as −(a/λ)/(max(b/λ + η_min, 0) + t)."""
+    return -(slope / precision) / (torch.clamp(curvature / precision + eta_min, min=_TINY) + t)
+
+
+class SecularSums(NamedTuple):
+    """2·KL(t) and its first two derivatives in t."""
+
+    value: Tensor
+    first: Tensor
+    second: Tensor
+
+
+def secular_sums(
+    slope: Tensor, curvature: Tensor, precision: Tensor, eta_min: Tensor | float, t: Tensor | float
+) -> SecularSums:
+    """Sums over the given coordinates of q, −2q/d and 6q/d², where d = c + t and q = λδ²."""
+    distance = torch.clamp(curvature / precision + eta_min, min=_TINY) + t
+    root = slope / distance
+    first = root / distance
+    return SecularSums(
+        wide_sum(root * root / precision),
+        -2.0 * wide_sum(root * first / precision),
+        6.0 * wide_sum(first * first / precision),
+    )
+
+
+def wide_sum(values: Tensor) -> Tensor:
+    """Sum in float64, so that 1 and 1e8 parameters are summed alike (float32 on devices that have no float64)."""
+    return torch.sum(values, dtype=wide_dtype(values.device))
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Dtype of sums and of the dual on this device."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class Bracket(NamedTuple):
+    """State of the search for t: the next point, what encloses the root, and the best point evaluated so far."""
+
+    t: Tensor
+    low: Tensor
+    high: Tensor
+    best_t: Tensor
+    best_value: Tensor
+
+
+def start(budget: Tensor, total: Tensor, newton: SecularSums, convex: Tensor) -> Bracket:
+    """First point of the search.
+
+    Args:
+        budget: 2ε.
+        total: Σ a²/λ, so KL(t) ≤ ½ total/t².
+        newton: the sums at t = 0 with η_min = 0.
+        convex: whether every b is positive; otherwise ``newton`` says nothing.
+
+    The start solves the quadratic total/KL ≈ t² + αt + β that has the right value and slope at 0 and the right
+    behaviour at infinity; without convexity it is the upper bound √(total/budget).
+    """
+    high = torch.sqrt(total / budget)
+    alpha = -newton.first * total / (newton.value * newton.value)
+    gap = (total / budget - total / newton.value).clamp(min=0.0)
+    model = 2.0 * gap / (alpha + torch.sqrt(alpha * alpha + 4.0 * gap))
+    usable = convex & torch.isfinite(model) & (model > 0.0)
+    t = torch.where(usable, torch.minimum(model, high), high)
+    zero, infinite = torch.zeros_like(high), torch.full_like(high, torch.inf)
+    return Bracket(t=t, low=zero, high=high, best_t=high, best_value=infinite)
+
+
+def advance(bracket: Bracket, sums: SecularSums, budget: Tensor) -> Bracket:
+    """Narrow the bracket with the sums at ``bracket.t`` and propose the next point."""
+    value, first, second = sums
+    t = bracket.t
+    ratio = value / budget
+    better = (ratio - 1.0).abs() < (bracket.best_value / budget - 1.0).abs()
+    low = torch.where(ratio > 1.0, t, bracket.low)
+    high = torch.where(ratio > 1.0, bracket.high, t)
+    power = 1.0 / (value * second / (first * first) - 1.0).clamp(min=0.5, max=20.0)
+    proposal = t + power * value / -first * (ratio ** (1.0 / power) - 1.0)
+    fallback = torch.sqrt(torch.maximum(low, 1e-4 * high) * high)
+    inside = torch.isfinite(proposal) & (proposal >= low) & (proposal <= high)
+    return Bracket(
+        t=torch.where(inside, proposal, fallback),
+        low=low,
+        high=high,
+        best_t=torch.where(better, t, bracket.best_t),
+        best_value=torch.where(better, value, bracket.best_value),
+    )
+
+
+class Multiplier(NamedTuple):
+    """The solution of the dual, 0-dimensional float64 each.
+
+    ``t`` and ``eta_min`` give η = η_min + t; ``scale`` multiplies the primal step (1 unless the evaluations ran out
+    before the tolerance was met); ``kl`` is what the step spends and ``bound`` what it may, in nats; ``active`` says
+    whether the bound decided the step (0 or 1).
+    """
+
+    eta_min: Tensor
+    t: Tensor
+    scale: Tensor
+    kl: Tensor
+    bound: Tensor
+    active: Tensor
+
+
+def settle(bracket: Bracket, newton_value: Tensor, eta_min: Tensor, budget: Tensor, kl_rtol: float) -> Multiplier:
+    """The multiplier of the best point evaluated, or η = η_min where the Newton step already lies inside the bound."""
+    active = newton_value > budget
+    value = torch.where(active, bracket.best_value, newton_value)
+    met = ~active | ((value / budget - 1.0).abs() <= kl_rtol)
+    scale = torch.where(met, torch.ones_like(value), torch.sqrt(budget / value))
+    scale = torch.where(torch.isfinite(scale), scale, torch.zeros_like(scale))
+    zero = torch.zeros_like(value)
+    return Multiplier(
+        eta_min=eta_min,
+        t=torch.where(active, bracket.best_t, zero),
+        scale=scale,
+        kl=0.5 * torch.where(scale > 0.0, value * scale * scale, zero),
+        bound=0.5 * budget,
+        active=active.to(value.dtype),
+    )
+
+
+def tied_multiplier(
+    decrement: Tensor, weight: Tensor, budget: Tensor, temperature: float, kl_rtol: float
+) -> tuple[Multiplier, Tensor]:
+    """The dual where the precision is tied to the curvature, λ = b/κ, in closed form.
+
+    There δ = −f·a/b with f = 1/(1 + ωη/κ): a step never longer than Newton's. Buckets of parameters differ by
+    the weight ω of their precision in the metric (groups of different learning rate); with one bucket
+    1 + ωη/κ = max(1, √(ω Σ(a²/b) / (2εκ))), and with several the same search as :func:`advance` runs on the
+    buckets' sums, which needs no further pass over the parameters.
+
+    Args:
+        decrement: Σ a²/b of every bucket (the Newton decrement), shape (buckets,), float64.
+        weight: ω of every bucket, same shape.
+        budget: 2ε.
+        temperature: κ.
+        kl_rtol: tolerance of the bound.
+
+    Returns:
+        The multiplier, and f of every bucket (its ``scale`` included), shape (buckets,).
+    """
+    rate = weight / temperature
+    spent = (rate * decrement).sum()
+    zero = torch.zeros_like(budget)
+    if decrement.numel() == 1:
+        ratio = torch.sqrt(spent / budget).clamp(min=1.0)
+        ratio = torch.where(torch.isfinite(ratio), ratio, torch.ones_like(ratio))
+        active = spent > budget
+        value = torch.where(active, budget, spent)
+        eta = (ratio - 1.0) / rate[0]
+        one = torch.ones_like(budget)
+        multiplier = Multiplier(zero, eta, one, 0.5 * value, 0.5 * budget, active.to(value.dtype))
+        return multiplier, (1.0 / ratio).reshape(1)
+    # In the variables of the search: λ = rate, b = 1, a² = rate·decrement·(unit), so c = 1/rate and q = a²/λ/(c+t)².
+    slope, ones = torch.sqrt(decrement), torch.ones_like(rate)
+    newton = secular_sums(slope, ones, rate, 0.0, 0.0)
+    total = (decrement / rate).sum()
+    bracket = start(budget, total, newton, torch.ones_like(budget, dtype=torch.bool))
+    for _ in range(3 * EVALUATIONS):
+        bracket = advance(bracket, secular_sums(slope, ones, rate, 0.0, bracket.t), budget)
+    multiplier = settle(bracket, newton.value, zero, budget, kl_rtol)
+    return multiplier, multiplier.scale / (1.0 + multiplier.t * rate)
