@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 #: Evaluations of KL(t), each one pass over the parameters, after the first pass of a step.
-EVALUATIONS = 4
+EVALUATIONS = 5
 
 # Keeps 0/0 away from coordinates that have neither slope nor curvature.
 _TINY = 1e-30

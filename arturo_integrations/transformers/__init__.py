@@ -1,0 +1,47 @@
+"""``optim="arturo"`` for the Hugging Face Trainer; importing this module is all the set-up there is.
+
+    import arturo_integrations.transformers  # before TrainingArguments or HfArgumentParser is used
+
+    args = TrainingArguments(..., optim="arturo", learning_rate=5e-5, max_grad_norm=0)
+    Trainer(model, args, train_dataset=...).train()
+
+An unmodified script gets the same from ``python -m arturo_integrations.launch script.py --optim arturo``.
+
+Options
+    ``optim_args="kl_rtol=1e-3,noise=fixed"`` sets any option of :class:`arturo_core.Arturo` that can be
+    written as text, with the types of its constructor. ``learning_rate`` and ``weight_decay`` come from
+    ``TrainingArguments``; the Trainer's exemption of biases and normalisation layers from weight decay holds.
+    ``optim_args="kl_bound=0.003"`` selects the published trust region in nats: it stands for
+    ``trust_region=kl`` and takes the place of ``learning_rate``, so the schedule scales the bound.
+
+    Options without a text form go in through the Trainer, which then ignores ``optim`` and ``optim_args``::
+
+        Trainer(..., optimizer_cls_and_kwargs=(Arturo, {"lr": 5e-5, "process_group": group}))
+
+Gradient clipping
+    The Trainer clips to ``max_grad_norm=1.0`` unless told otherwise. That rescales the gradients of some
+    steps and not of others, while the optimizer fits a model to them. The trust region already bounds every
+    step, so ``max_grad_norm=0`` is recommended. With clipping on, the logger of
+    ``arturo_integrations.transformers`` says so once, at level INFO.
+
+Diagnostics
+    Every training record holds ``arturo/eta``, ``arturo/kl_ratio`` and all else that
+    ``optimizer.diagnostics()`` reports: in ``trainer.state.log_history``, on the console and in every
+    reporter (TensorBoard, Weights & Biases ...). Runs with another optimizer are left alone.
+
+Limits
+    * Every Trainer checkpoint has a ``training_args.bin``. One written with ``optim="arturo"`` can be read
+      only where this package is installed, because the pickle names it (no import is needed beforehand: the
+      unpickling does it). Resuming does not read the file.
+    * A parser built before this import does not know ``--optim arturo``.
+    * DeepSpeed ZeRO is refused: it calls the optimizer once per parameter group, which would break the one
+      trust region into several.
+"""
+
+from arturo_integrations.transformers.callback import ArturoDiagnosticsCallback
+from arturo_integrations.transformers.options import arturo_kwargs
+from arturo_integrations.transformers.registry import register
+
+__all__ = ["ArturoDiagnosticsCallback", "arturo_kwargs", "register"]
+
+register()

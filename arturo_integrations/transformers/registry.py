@@ -1,0 +1,104 @@
+"""Makes the Trainer build :class:`arturo_core.Arturo` for ``optim="arturo"``.
+
+Which of transformers' hooks exist is found out by looking for them, never from a version number.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import transformers.trainer as hf_trainer
+from transformers import Trainer
+
+from arturo_core import Arturo
+from arturo_integrations.transformers.callback import ArturoDiagnosticsCallback
+from arturo_integrations.transformers.names import OPTIMIZER_NAME, optimizer_name
+from arturo_integrations.transformers.options import arturo_kwargs
+
+logger = logging.getLogger(__name__)
+
+
+def register() -> None:
+    """Registers the optimizer name, its construction and the logging of its diagnostics.
+
+    Importing ``arturo_integrations.transformers`` calls this. It can be called any number of times.
+    """
+    optimizer_name()
+    _register_handler()
+    _wrap_trainer_lookup()
+    default_callbacks: list[Any] = hf_trainer.DEFAULT_CALLBACKS
+    if ArturoDiagnosticsCallback not in default_callbacks:
+        default_callbacks.append(ArturoDiagnosticsCallback)
+
+
+def arturo_from_arguments(args: Any) -> tuple[type[Arturo], dict[str, Any]]:
+    """Answers the Trainer's question for an optimizer class and its keyword arguments.
+
+    The parameter groups are not among them: the Trainer builds its own two, with and without weight decay.
+
+    Args:
+        args: The ``TrainingArguments``.
+
+    Returns:
+        ``Arturo`` and its keyword arguments.
+
+    Raises:
+        ValueError: ``optim_args`` cannot be read, or the run uses DeepSpeed ZeRO.
+    """
+    _refuse_deepspeed_zero(args)
+    kwargs = arturo_kwargs(args.optim_args, args.learning_rate)
+    if args.max_grad_norm and args.max_grad_norm > 0:
+        _explain_clipping(args.max_grad_norm)
+    return Arturo, kwargs
+
+
+def _register_handler() -> None:
+    """Adds the handler that transformers 5 looks up; earlier versions have no table of handlers."""
+    try:
+        from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS
+    except ImportError:
+        return
+    _OPTIMIZER_HANDLERS[OPTIMIZER_NAME] = lambda context: arturo_from_arguments(context.args)
+
+
+def _wrap_trainer_lookup() -> None:
+    """Answers for "arturo" in ``Trainer.get_optimizer_cls_and_kwargs`` and leaves all else to the original.
+
+    Where there is no table of handlers this is the only hook. Where there is one it still comes first,
+    because the Trainer splits ``optim_args`` before it calls a handler, and that fails on a trailing comma or
+    a missing value with a message that names neither the option nor the key.
+    """
+    original = Trainer.get_optimizer_cls_and_kwargs
+    if getattr(original, "_answers_for_arturo", False):
+        return
+
+    @functools.wraps(original)
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+        if args.optim == OPTIMIZER_NAME:
+            return arturo_from_arguments(args)
+        return original(args, model)
+
+    get_optimizer_cls_and_kwargs._answers_for_arturo = True  # type: ignore[attr-defined]
+    Trainer.get_optimizer_cls_and_kwargs = staticmethod(get_optimizer_cls_and_kwargs)  # type: ignore[method-assign]
+
+
+def _refuse_deepspeed_zero(args: Any) -> None:
+    stage = getattr(getattr(args, "deepspeed_plugin", None), "zero_stage", 0)
+    if stage and int(stage) > 0:
+        raise ValueError(
+            f'optim="arturo" does not work with DeepSpeed ZeRO stage {stage}: ZeRO calls the optimizer once '
+            "per parameter group, so the one trust region over all parameters would silently become several. "
+            "Use distributed data parallel."
+        )
+
+
+@functools.cache
+def _explain_clipping(max_grad_norm: float) -> None:
+    # Information and not a warning: 1.0 is the Trainer's default, so nearly every run would begin with it.
+    logger.info(
+        "max_grad_norm=%g: clipping rescales the gradients of some steps, and Arturo fits its gradient model "
+        "to the rescaled ones. The trust region bounds the step anyway; max_grad_norm=0 turns clipping off.",
+        max_grad_norm,
+    )

@@ -1,0 +1,155 @@
+"""What a step costs: milliseconds, and bytes of state a parameter, beside torch's AdamW.
+
+    python -m recipes.benchmarks.step_cost            # or: make bench
+
+All optimizers step in one interleaved run (one step each, round after round, on their own copies of the same
+parameters and gradients), so that a drifting machine touches them alike. Reported are the median of the rounds, and the
+ratio to fused AdamW as the median of the ratios round by round with its quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.optim import AdamW, Optimizer
+
+from arturo_core import Arturo, __version__
+
+SETS: dict[str, list[tuple[int, ...]]] = {
+    "few large: 4 matrices of 1536 x 1536": [(1536, 1536)] * 4,
+    "transformer: 6 layers of 384, vocabulary 12,000": [(12000, 384), (512, 384)]
+    + [(384, 384)] * 24
+    + [(1536, 384)] * 6
+    + [(384, 1536)] * 6
+    + [(384,)] * 66
+    + [(1536,)] * 6,
+    "many small: 600 tensors of 64 to 4096": [(64,), (64, 64), (256,)] * 200,
+}
+
+Builder = Callable[[Sequence[torch.nn.Parameter]], Optimizer]
+BASELINE = "AdamW fused"
+OPTIMIZERS: dict[str, Builder] = {
+    BASELINE: lambda params: AdamW(params, lr=1e-4, fused=True),
+    "AdamW foreach": lambda params: AdamW(params, lr=1e-4, foreach=True),
+    "Arturo": lambda params: Arturo(params, lr=1e-4),
+    "Arturo compiled": lambda params: Arturo(params, lr=1e-4, compile=True),
+    "Arturo fixed noise": lambda params: Arturo(params, lr=1e-4, noise="fixed"),
+    "Arturo fixed noise compiled": lambda params: Arturo(params, lr=1e-4, noise="fixed", compile=True),
+}
+
+
+def make_parameters(shapes: Sequence[tuple[int, ...]], device: str) -> list[torch.nn.Parameter]:
+    """Parameters with gradients; the same values at every call."""
+    generator = torch.Generator().manual_seed(0)
+    params = []
+    for shape in shapes:
+        param = torch.nn.Parameter((0.02 * torch.randn(shape, generator=generator)).to(device))
+        param.grad = (1e-3 * torch.randn(shape, generator=generator)).to(device)
+        params.append(param)
+    return params
+
+
+def state_bytes(optimizer: Optimizer) -> float:
+    """Bytes of state tensors for each parameter element."""
+    held = sum(
+        value.numel() * value.element_size()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
+    return held / sum(param.numel() for group in optimizer.param_groups for param in group["params"])
+
+
+def timed_step(optimizer: Optimizer, device: str) -> float:
+    """Milliseconds of one step, the device's work included."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    optimizer.step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def measure(shapes: Sequence[tuple[int, ...]], names: Sequence[str], rounds: int, device: str) -> dict[str, Any]:
+    """Interleaved timing of one parameter set."""
+    optimizers: dict[str, Optimizer] = {}
+    first: dict[str, float] = {}
+    for name in names:
+        optimizers[name] = OPTIMIZERS[name](make_parameters(shapes, device))
+        first[name] = timed_step(optimizers[name], device)  # compiles, allocates
+        timed_step(optimizers[name], device)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in track(range(rounds), description="interleaved rounds", transient=True):
+        for name, optimizer in optimizers.items():
+            times[name].append(timed_step(optimizer, device))
+    base = times[BASELINE]
+    rows = {}
+    for name, series in times.items():
+        ratios = sorted(ours / theirs for ours, theirs in zip(series, base, strict=True))
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        rows[name] = {
+            "median_ms": statistics.median(series),
+            "ratio": middle,
+            "ratio_quartiles": [low, high],
+            "first_step_ms": first[name],
+            "state_bytes_per_parameter": state_bytes(optimizers[name]),
+        }
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; see ``--help``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30, help="interleaved rounds (default 30)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--optimizers", default=",".join(OPTIMIZERS), help="comma-separated subset")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args(arguments)
+    names = [name.strip() for name in options.optimizers.split(",")]
+    if unknown := [name for name in names if name not in OPTIMIZERS]:
+        parser.error(f"unknown optimizer {', '.join(unknown)}: choose from {', '.join(OPTIMIZERS)}")
+    if options.rounds < 2:
+        parser.error("--rounds must be at least 2: the spread needs two")
+    names = [BASELINE, *(name for name in names if name != BASELINE)]
+    torch.set_num_threads(options.threads)
+    console = Console()
+    hardware = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
+    header = f"{hardware}, {options.threads} threads, torch {torch.__version__}, arturo {__version__}"
+    results: dict[str, Any] = {"machine": header, "rounds": options.rounds, "sets": {}}
+    for title, shapes in SETS.items():
+        rows = results["sets"][title] = measure(shapes, names, options.rounds, options.device)
+        count = sum(torch.Size(shape).numel() for shape in shapes)
+        table = Table(title=f"{title}: {count / 1e6:.1f} M parameters in {len(shapes)} tensors", title_justify="left")
+        for column in ("optimizer", "ms a step", "x fused AdamW (quartiles)", "first step, ms", "state, bytes/param"):
+            table.add_column(column, justify="left" if column == "optimizer" else "right")
+        for name, row in rows.items():
+            low, high = row["ratio_quartiles"]
+            table.add_row(
+                name,
+                f"{row['median_ms']:.2f}",
+                f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})",
+                f"{row['first_step_ms']:.0f}",
+                f"{row['state_bytes_per_parameter']:.2f}",
+            )
+        console.print(table)
+    console.print(header)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

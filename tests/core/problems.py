@@ -1,0 +1,136 @@
+"""Small training problems, the four modes of the optimizer, and exact comparison of everything it can change."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from arturo_core import Arturo
+
+#: Every combination of noise and trust region, each with a learning rate (or a bound in nats) that trains.
+MODES: dict[str, dict[str, Any]] = {
+    "adaptive-rms": {"noise": "adaptive", "trust_region": "rms", "lr": 1e-2},
+    "adaptive-kl": {"noise": "adaptive", "trust_region": "kl", "lr": 1e-2},
+    "fixed-rms": {"noise": "fixed", "trust_region": "rms", "lr": 1e-2},
+    "fixed-kl": {"noise": "fixed", "trust_region": "kl", "lr": 1e-2},
+}
+
+#: One mode for each kind of state.
+NOISES = {"adaptive": MODES["adaptive-rms"], "fixed": MODES["fixed-kl"]}
+
+every_mode = pytest.mark.parametrize("options", MODES.values(), ids=MODES.keys())
+every_noise = pytest.mark.parametrize("options", NOISES.values(), ids=NOISES.keys())
+
+#: Keys of a parameter group that an Arturo adds to those of its user.
+GROUP_KEYS = {"params", "lr", "weight_decay", "maximize", "peak_lr", "calls"}
+
+STATE_KEYS = {
+    "adaptive": {"step", "gradient", "noise", "curvature", "displacement"},
+    "fixed": {"step", "precision", "gradient", "hessian", "cov_gg", "cov_gh", "cov_hh"},
+}
+
+
+def parameters(dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 1.0) -> list[Parameter]:
+    """A matrix, a vector and a scalar."""
+    source = torch.Generator().manual_seed(seed)
+    shapes: list[tuple[int, ...]] = [(5, 4), (4,), ()]
+    return [Parameter((scale * torch.randn(shape, generator=source, dtype=torch.float64)).to(dtype)) for shape in shapes]
+
+
+def gradients(params: Sequence[Tensor], step: int, scale: float = 1.0) -> list[Tensor]:
+    """Noisy gradients of ½|θ|², a function of the weights and the number of the step alone."""
+    source = torch.Generator().manual_seed(1000 + step)
+    noise = [torch.randn(param.shape, generator=source, dtype=torch.float64) for param in params]
+    return [
+        (scale * (param.detach().double() + 0.3 * extra)).to(param.dtype)
+        for param, extra in zip(params, noise, strict=True)
+    ]
+
+
+def train(
+    optimizer: torch.optim.Optimizer, params: Sequence[Parameter], steps: Iterable[int], scale: float = 1.0
+) -> None:
+    for step in steps:
+        for param, grad in zip(params, gradients(params, step, scale), strict=True):
+            param.grad = grad
+        optimizer.step()
+
+
+def build(options: dict[str, Any], dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[list[Parameter], Arturo]:
+    params = parameters(dtype, seed)
+    return params, Arturo(params, **options)
+
+
+def trained(
+    options: dict[str, Any], steps: int = 5, dtype: torch.dtype = torch.float32
+) -> tuple[list[Parameter], Arturo]:
+    params, optimizer = build(options, dtype)
+    train(optimizer, params, range(steps))
+    return params, optimizer
+
+
+def weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [param.detach().clone() for group in optimizer.param_groups for param in group["params"]]
+
+
+def snapshot(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A copy of everything a step can change: weights, state, and the groups without their parameters."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return copy.deepcopy(
+        {
+            "weights": [param.detach() for param in params],
+            "state": [dict(optimizer.state.get(param, {})) for param in params],
+            "groups": groups,
+        }
+    )
+
+
+def assert_identical(actual: Any, expected: Any, where: str = "") -> None:
+    """Bitwise equality of nested containers of tensors and plain values: dtype, shape, layout and every bit."""
+    assert type(actual) is type(expected), f"{where}: {type(actual)} is not {type(expected)}"
+    if isinstance(expected, dict):
+        assert list(actual) == list(expected) or set(actual) == set(expected), f"{where}: {set(actual) ^ set(expected)}"
+        for key, value in expected.items():
+            assert_identical(actual[key], value, f"{where}[{key!r}]")
+    elif isinstance(expected, (list, tuple)):
+        assert len(actual) == len(expected), f"{where}: {len(actual)} entries, not {len(expected)}"
+        for index, value in enumerate(expected):
+            assert_identical(actual[index], value, f"{where}[{index}]")
+    elif isinstance(expected, Tensor):
+        assert (actual.dtype, actual.shape, actual.stride()) == (expected.dtype, expected.shape, expected.stride()), (
+            f"{where}: {actual.dtype} {tuple(actual.shape)} {actual.stride()}, "
+            f"not {expected.dtype} {tuple(expected.shape)} {expected.stride()}"
+        )
+        assert torch.equal(actual, expected), f"{where}: differs by {(actual - expected).abs().max()}"
+    else:
+        assert actual == expected, f"{where}: {actual!r} is not {expected!r}"
+
+
+def without_counters(snap: dict[str, Any]) -> dict[str, Any]:
+    """A snapshot less the number of steps asked for, which a skipped step is allowed to change."""
+    groups = [{key: value for key, value in group.items() if key != "calls"} for group in snap["groups"]]
+    return {**snap, "groups": groups}
+
+
+def classifier(dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Module, Callable[[int], Tensor]]:
+    """A small network on ten Gaussian clusters in 64 dimensions, and the loss of its n-th mini-batch."""
+    source = torch.Generator().manual_seed(7)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 24), torch.nn.Tanh(), torch.nn.Linear(24, 10)).to(dtype)
+    centres = torch.randn(10, 64, generator=source)
+    labels = torch.randint(0, 10, (640,), generator=source)
+    data = (centres[labels] + 1.5 * torch.randn(640, 64, generator=source)).to(dtype)
+
+    def loss(step: int) -> Tensor:
+        batch = slice(32 * (step % 20), 32 * (step % 20) + 32)
+        return torch.nn.functional.cross_entropy(model(data[batch]), labels[batch])
+
+    return model, loss

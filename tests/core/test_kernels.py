@@ -1,0 +1,137 @@
+"""One parity matrix: every fast form of the passes against the pure functions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from arturo_core import Arturo, optimizer
+from arturo_core.kernels import compiled, eager, reference
+
+MODES = {
+    "adaptive": {"lr": 1e-2},
+    "adaptive, prior and decay": {"lr": 1e-2, "prior_precision": 0.3, "weight_decay": 0.1},
+    "adaptive, maximize": {"lr": 1e-2, "maximize": True},
+    "adaptive, kl": {"lr": 1e-1, "trust_region": "kl"},
+    "fixed, rms": {"lr": 1e-1, "noise": "fixed"},
+    "fixed, kl": {"lr": 3e-3, "noise": "fixed", "trust_region": "kl", "measurement_noise": 0.05},
+    "fixed, decay": {"lr": 3e-2, "noise": "fixed", "weight_decay": 0.1, "maximize": True},
+}
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+def parameters(dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    """Small and large, matrices, a channels-last filter, a scalar and an empty tensor."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(300, 50), (7,), (), (0,), (4, 3, 5, 5), (11, 13)]
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
+    params[4] = torch.nn.Parameter(params[4].detach().to(memory_format=torch.channels_last))
+    return params
+
+
+def run(passes: Any, mode: dict[str, Any], dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch) -> Arturo:
+    """Twelve steps on a noisy quadratic with some negative curvature, one of them with a NaN."""
+    monkeypatch.setattr(optimizer, "eager", passes)
+    monkeypatch.setitem(optimizer.CHUNK, "eager", chunk)
+    params = parameters(dtype)
+    half = len(params) // 2
+    ours = Arturo([{"params": params[:half]}, {"params": params[half:]}], **mode)
+    generator = torch.Generator().manual_seed(2)
+    curvatures = [torch.randn(param.shape, generator=generator) + 0.7 for param in params]
+    for step in range(12):
+        for param, curvature in zip(params, curvatures, strict=True):
+            noise = torch.randn(param.shape, generator=generator)
+            sign = -1 if mode.get("maximize") else 1
+            param.grad = (sign * curvature * param.detach() + 0.3 * noise).to(dtype)
+        if step == 5:
+            params[0].grad[3, 3] = torch.nan  # type: ignore[index]
+        ours.step()
+    assert ours.diagnostics()["skipped_steps"] == 1
+    return ours
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("chunk", [1 << 16, 64])
+def test_eager_passes_equal_the_reference(
+    mode: str, dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(reference, MODES[mode], dtype, 1 << 30, monkeypatch)
+    found = run(eager, MODES[mode], dtype, chunk, monkeypatch)
+    compare(found, expected, dtype)
+
+
+@pytest.mark.parametrize("mode", ["adaptive, prior and decay", "fixed, kl"])
+def test_compiled_passes_equal_the_reference(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run(reference, MODES[mode], torch.float32, 1 << 30, monkeypatch)
+    found = run(compiled.passes(), MODES[mode], torch.float32, 1 << 30, monkeypatch)
+    compare(found, expected, torch.float32)
+
+
+def compare(found: Arturo, expected: Arturo, dtype: torch.dtype) -> None:
+    # bfloat16 weights round each step, so that a difference of one rounding of float32 can flip one of bfloat16.
+    tolerance = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 3e-2}[dtype]
+    for group, other in zip(found.param_groups, expected.param_groups, strict=True):
+        for param, wanted in zip(group["params"], other["params"], strict=True):
+            torch.testing.assert_close(param, wanted, rtol=tolerance, atol=tolerance * 1e-1)
+            for name, value in expected.state[wanted].items():
+                scale = float(value.abs().max()) if value.numel() else 0.0
+                torch.testing.assert_close(
+                    found.state[param][name], value, rtol=tolerance, atol=tolerance * scale, msg=lambda m, n=name: n + m
+                )
+    ours, theirs = found.diagnostics(), expected.diagnostics()
+    assert ours.keys() == theirs.keys()
+    for key in ("kl_bound", "kl_ratio", "innovation_ratio", "step_rms"):
+        assert ours[key] == pytest.approx(theirs[key], rel=10 * tolerance, abs=1e-9), key
+    assert ours["bound_active"] == theirs["bound_active"]
+
+
+def one_step(passes: Any, mode: dict[str, Any], start: Callable[[], Arturo], monkeypatch: pytest.MonkeyPatch) -> Arturo:
+    monkeypatch.setattr(optimizer, "eager", passes)
+    ours = start()
+    ours.step()
+    return ours
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_step_agrees_to_rounding(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same state a single step may differ by a few roundings of float64 only."""
+    trained = run(reference, MODES[mode], torch.float64, 1 << 30, monkeypatch)
+    generator = torch.Generator().manual_seed(5)
+    for group in trained.param_groups:
+        for param in group["params"]:
+            param.grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
+    expected = one_step(reference, MODES[mode], lambda: copy.deepcopy(trained), monkeypatch)
+    found = one_step(eager, MODES[mode], lambda: copy.deepcopy(trained), monkeypatch)
+    for group, other in zip(found.param_groups, expected.param_groups, strict=True):
+        for param, wanted in zip(group["params"], other["params"], strict=True):
+            torch.testing.assert_close(param, wanted, rtol=1e-10, atol=1e-12)
+            for name, value in expected.state[wanted].items():
+                torch.testing.assert_close(found.state[param][name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_compiled_passes_do_not_recompile_as_lr_and_multiplier_change() -> None:
+    torch._dynamo.reset()
+    compiled.passes.cache_clear()
+    param = torch.nn.Parameter(torch.randn(500))
+    other = torch.nn.Parameter(torch.randn(40, 3))
+    ours = Arturo([param, other], lr=1e-2, compile=True)
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        for tensor in (param, other):
+            tensor.grad = torch.randn(tensor.shape, generator=generator)
+        ours.step()
+
+    for _ in range(3):
+        step()
+    counters = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert counters > 0
+    for index in range(10):
+        ours.param_groups[0]["lr"] = 1e-2 / (index + 1)
+        step()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == counters

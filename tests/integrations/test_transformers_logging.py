@@ -1,0 +1,185 @@
+"""The optimizer's diagnostics in the Trainer's logs."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+import torch
+from tiny_trainer import arturo_of, tiny_arguments, tiny_dataset, tiny_model, tiny_trainer
+from transformers import Trainer, TrainerCallback
+
+from arturo_core import Arturo
+from arturo_integrations.transformers import ArturoDiagnosticsCallback
+from arturo_integrations.transformers.callback import find_arturo, loggable
+
+
+def arturo_keys(record):
+    return {key for key in record if key.startswith("arturo/")}
+
+
+def loss_records(trainer):
+    return [record for record in trainer.state.log_history if "loss" in record]
+
+
+class LogKeeper(TrainerCallback):
+    """A user's callback: what it sees is what a reporter sees."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seen.append(dict(logs))
+
+
+def test_every_number_of_the_diagnostics_is_in_the_log_history(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_steps=3)
+    trainer.train()
+    records = loss_records(trainer)
+    assert len(records) == 3
+    assert {"arturo/eta", "arturo/kl", "arturo/kl_bound", "arturo/bound_active"} <= arturo_keys(records[-1])
+    expected = loggable(arturo_of(trainer).diagnostics())
+    assert {key: records[-1][key] for key in arturo_keys(records[-1])} == expected
+    for record in records:
+        assert record["arturo/kl_bound"] > 0
+        assert all(type(record[key]) in (int, float) for key in arturo_keys(record))
+        assert all(math.isfinite(record[key]) for key in arturo_keys(record))
+
+
+def test_other_records_are_left_alone(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_steps=2, eval_strategy="no")
+    trainer.train()
+    trainer.evaluate(tiny_dataset())
+    others = [record for record in trainer.state.log_history if "loss" not in record]
+    assert {"train_loss", "eval_loss"} <= set().union(*others)
+    assert not any(arturo_keys(record) for record in others)
+
+
+def test_the_log_history_in_a_checkpoint_holds_them(tmp_path):
+    tiny_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert all("arturo/eta" in record for record in state["log_history"] if "loss" in record)
+
+
+def test_tensorboard_receives_them(tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.chdir(tmp_path)  # some versions write below the working directory, others below output_dir
+    trainer = tiny_trainer(tmp_path / "run", max_steps=2, report_to=["tensorboard"])
+    trainer.train()
+    (event_file,) = tmp_path.rglob("events.out.tfevents.*")
+    events = accumulator.EventAccumulator(str(event_file))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    records = loss_records(trainer)
+    assert {f"train/{key}" for key in arturo_keys(records[-1])} <= tags
+    for key in ("arturo/eta", "arturo/bound_active", "arturo/skipped_steps"):
+        written = [(event.step, event.value) for event in events.Scalars(f"train/{key}")]
+        assert written == [(record["step"], pytest.approx(record[key], rel=1e-6)) for record in records]
+
+
+def test_later_callbacks_and_the_console_receive_them(tmp_path, capsys):
+    keeper = LogKeeper()
+    trainer = tiny_trainer(tmp_path, max_steps=2, callbacks=[keeper])
+    trainer.train()
+    records = loss_records(trainer)
+    assert [arturo_keys(seen) for seen in keeper.seen if "loss" in seen] == [arturo_keys(r) for r in records]
+    printed = [line for line in capsys.readouterr().out.splitlines() if "'loss'" in line]
+    assert len(printed) == 2
+    assert all(key in line for line in printed for key in arturo_keys(records[-1]))
+
+
+def test_a_run_with_another_optimizer_is_untouched(tmp_path, monkeypatch):
+    def refuse(self):
+        raise AssertionError("diagnostics were asked for")
+
+    monkeypatch.setattr(Arturo, "diagnostics", refuse)
+    keeper = LogKeeper()
+    trainer = tiny_trainer(tmp_path, max_steps=2, optim="adamw_torch", callbacks=[keeper])
+    trainer.train()
+    assert len(loss_records(trainer)) == 2
+    assert not any(arturo_keys(record) for record in [*trainer.state.log_history, *keeper.seen])
+
+
+def test_adding_the_callback_once_more_does_not_log_twice(tmp_path, monkeypatch):
+    calls = []
+    diagnostics = Arturo.diagnostics
+    monkeypatch.setattr(Arturo, "diagnostics", lambda self: (calls.append(self), diagnostics(self))[1])
+    trainer = tiny_trainer(tmp_path, max_steps=3, callbacks=[ArturoDiagnosticsCallback()])
+    trainer.train()
+    assert len(calls) == len(loss_records(trainer)) == 3
+
+
+def test_diagnostics_are_read_only_when_something_is_logged(tmp_path, monkeypatch):
+    calls = []
+    diagnostics = Arturo.diagnostics
+    monkeypatch.setattr(Arturo, "diagnostics", lambda self: (calls.append(self), diagnostics(self))[1])
+    tiny_trainer(tmp_path, max_steps=4, logging_steps=2).train()
+    assert len(calls) == 2
+
+
+def test_an_optimizer_passed_in_ready_made_is_logged_too(tmp_path):
+    model = tiny_model()
+    optimizer = Arturo(model.parameters(), lr=1e-3)
+    args = tiny_arguments(tmp_path, max_steps=1, optim="adamw_torch")
+    trainer = Trainer(model, args, train_dataset=tiny_dataset(), optimizers=(optimizer, None))
+    trainer.train()
+    assert "arturo/eta" in loss_records(trainer)[-1]
+
+
+@pytest.mark.parametrize(
+    ("stored", "is_extended"),
+    [
+        ([{"loss": math.nan, "step": 7}], True),
+        ([{"loss": 1.0, "step": 6}], False),
+        ([{"eval_loss": 1.0, "step": 7}], False),
+        ([], None),
+    ],
+    ids=["loss is nan", "earlier step", "evaluation", "nothing stored"],
+)
+def test_only_the_record_of_the_same_step_is_extended(stored, is_extended):
+    optimizer = Arturo([torch.nn.Parameter(torch.ones(2))])
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
+    optimizer.step()
+    state = SimpleNamespace(log_history=stored, global_step=7)
+    logs = {"loss": math.nan}
+    ArturoDiagnosticsCallback().on_log(None, state, None, logs=logs, optimizer=optimizer)
+    assert "arturo/kl_bound" in logs
+    assert [bool(arturo_keys(record)) for record in stored] == [is_extended] * len(stored)
+
+
+def test_only_finite_numbers_are_logged_as_plain_python_numbers():
+    numbers = loggable(
+        {
+            "eta": 1.5,
+            "tensor": torch.tensor([0.25]),
+            "count": 3,
+            "yes": True,
+            "no": torch.tensor(False),
+            "none": None,
+            "nan": math.nan,
+            "inf": torch.tensor(math.inf),
+            "text": "1.0",
+            "vector": torch.ones(2),
+            "list": [1.0],
+        }
+    )
+    expected = {"arturo/eta": 1.5, "arturo/tensor": 0.25, "arturo/count": 3, "arturo/yes": 1, "arturo/no": 0}
+    assert numbers == expected
+    assert [type(value) for value in numbers.values()] == [float, float, int, int, int]
+
+
+def test_wrappers_are_looked_through():
+    optimizer = Arturo([torch.nn.Parameter(torch.zeros(2))])
+    assert find_arturo(optimizer) is optimizer
+    assert find_arturo(SimpleNamespace(optimizer=SimpleNamespace(optimizer=optimizer))) is optimizer
+    assert find_arturo(None) is None
+    assert find_arturo(torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)) is None
+    circular = SimpleNamespace()
+    circular.optimizer = circular
+    assert find_arturo(circular) is None

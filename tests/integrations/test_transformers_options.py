@@ -1,0 +1,137 @@
+"""TrainingArguments.optim_args as typed options of the constructor."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+import torch
+from tiny_trainer import tiny_arguments
+from transformers import Trainer
+
+from arturo_core import Arturo
+from arturo_integrations.transformers import arturo_kwargs
+from arturo_integrations.transformers.options import text_options
+
+
+def options(optim_args):
+    kwargs = arturo_kwargs(optim_args, learning_rate=5e-5)
+    assert kwargs.pop("lr") == 5e-5
+    return kwargs
+
+
+def identical(left, right):
+    return left == right and type(left) is type(right)
+
+
+@pytest.mark.parametrize(
+    ("optim_args", "key", "value"),
+    [
+        ("kl_rtol=1e-2", "kl_rtol", 0.01),
+        ("kl_rtol=1", "kl_rtol", 1.0),
+        ("noise=fixed", "noise", "fixed"),
+        ("trust_region=kl", "trust_region", "kl"),
+        ("maximize=true", "maximize", True),
+        ("maximize=False", "maximize", False),
+        ("maximize=0", "maximize", False),
+        ("maximize=YES", "maximize", True),
+        ("maximize=no", "maximize", False),
+        ("temperature=none", "temperature", None),
+        ("temperature=None", "temperature", None),
+        ("temperature=0.25", "temperature", 0.25),
+        ("state_dtype=bfloat16", "state_dtype", torch.bfloat16),
+        ("state_dtype=torch.bfloat16", "state_dtype", torch.bfloat16),
+    ],
+)
+def test_values_get_the_type_of_the_constructors_annotation(optim_args, key, value):
+    parsed = options(optim_args)
+    assert list(parsed) == [key]
+    assert identical(parsed[key], value)
+
+
+def test_spaces_and_trailing_commas_are_tolerated():
+    expected = {"kl_rtol": 0.01, "noise": "fixed"}
+    assert options(" kl_rtol = 1e-2 , noise=fixed ,") == expected
+    assert options({"kl_rtol": 1e-2, "noise": "fixed"}) == expected
+    assert options(None) == options("") == options(" , ") == {}
+
+
+def test_every_option_of_the_constructor_can_be_written_except_those_the_trainer_sets():
+    parameters = set(inspect.signature(Arturo).parameters)
+    assert parameters - set(text_options()) == {"params", "lr", "weight_decay", "process_group"}
+
+
+def test_every_default_of_the_constructor_survives_being_written_as_text():
+    for name, parameter in inspect.signature(Arturo).parameters.items():
+        if name in text_options():
+            assert identical(options(f"{name}={parameter.default}")[name], parameter.default), name
+
+
+def test_every_choice_is_accepted():
+    for name, annotation in text_options().items():
+        for choice in typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ():
+            assert options(f"{name}={choice}")[name] == choice
+
+
+def test_a_bound_in_nats_takes_the_place_of_the_learning_rate():
+    assert arturo_kwargs("kl_bound=0.003", 5e-5) == {"lr": 0.003, "trust_region": "kl"}
+    for optim_args in ("kl_bound=0.003,trust_region=kl", "trust_region=kl,kl_bound=0.003"):
+        assert arturo_kwargs(optim_args, 5e-5) == {"lr": 0.003, "trust_region": "kl"}
+    assert arturo_kwargs("trust_region=kl", 5e-5) == {"lr": 5e-5, "trust_region": "kl"}
+
+
+@pytest.mark.parametrize(
+    ("optim_args", "mentions"),
+    [
+        (
+            "kl_rtoll=1",
+            ["unknown key 'kl_rtoll'", "Did you mean 'kl_rtol'?", "kl_bound", "noise", "state_dtype"],
+        ),
+        ("xyzzy=1", ["unknown key 'xyzzy'", "xyzzy=1", "Valid keys", "kl_rtol"]),
+        ("kl_rtol=small", ["kl_rtol=small", "a number"]),
+        ("kl_rtol=nan", ["kl_rtol=nan", "a number"]),
+        ("temperature=warm", ["temperature=warm", "a number or none"]),
+        ("noise=loud", ["noise=loud", "adaptive or fixed"]),
+        ("noise=none", ["noise=none", "adaptive or fixed"]),
+        ("maximize=maybe", ["maximize=maybe", "true or false"]),
+        ("state_dtype=float33", ["state_dtype=float33", "bfloat16"]),
+        ("state_dtype=nn", ["state_dtype=nn", "bfloat16"]),
+        ("kl_rtol", ["'kl_rtol'", "key=value"]),
+        ("kl_rtol=", ["'kl_rtol='", "key=value"]),
+        ("=1", ["'=1'", "key=value"]),
+        ("kl_rtol=1=2", ["kl_rtol=1=2", "a number"]),
+        ("noise=fixed,noise=adaptive", ["'noise' is given twice", "fixed", "adaptive"]),
+        ("lr=1e-3", ["lr=1e-3", "learning_rate", "kl_bound"]),
+        ("weight_decay=0.1", ["weight_decay=0.1", "TrainingArguments(weight_decay"]),
+        ("params=all", ["params=all", "the Trainer passes"]),
+        ("process_group=world", ["process_group=world", "optimizer_cls_and_kwargs"]),
+        ("kl_bound=0", ["kl_bound=0", "positive"]),
+        ("kl_bound=-1", ["kl_bound=-1", "positive"]),
+        ("kl_bound=inf", ["kl_bound=inf", "finite"]),
+        ("kl_bound=big", ["kl_bound=big", "a number"]),
+        ("kl_bound=0.1,trust_region=rms", ["kl_bound=0.1", "trust_region=rms"]),
+        ("trust_region=rms,kl_bound=0.1", ["kl_bound=0.1", "trust_region=rms"]),
+    ],
+)
+def test_mistakes_are_named_with_what_would_have_been_right(optim_args, mentions):
+    with pytest.raises(ValueError, match="optim_args") as error:
+        arturo_kwargs(optim_args, 5e-5)
+    for mention in mentions:
+        assert mention in str(error.value)
+
+
+@pytest.mark.parametrize("optim_args", ["kl_rtol=1e-2,", "kl_rtol = 1e-2"])
+def test_the_trainers_own_splitting_of_the_text_does_not_get_in_the_way(tmp_path, optim_args):
+    args = tiny_arguments(tmp_path, optim_args=optim_args)
+    assert Trainer.get_optimizer_cls_and_kwargs(args)[1]["kl_rtol"] == 0.01
+
+
+def test_a_malformed_text_is_explained_through_the_trainer_too(tmp_path):
+    args = tiny_arguments(tmp_path, optim_args="kl_rtol")
+    with pytest.raises(ValueError, match="not of the form key=value"):
+        Trainer.get_optimizer_cls_and_kwargs(args)
