@@ -28,6 +28,10 @@ COVARIANCE_LIMIT = 1e5
 NOISE_FLOOR = 1e-36
 
 
+#: Largest change of log s in one step.
+CURVATURE_STEP = 0.5
+
+
 class FullBelief(NamedTuple):
     """Mean (ĝ, h) and covariance of the filter at the current mean of the weights; all parameter-shaped."""
 
@@ -117,7 +121,7 @@ class Gains(NamedTuple):
 
     gradient: Tensor  # k, the filter's gain for ĝ
     noise: Tensor  # the gain of the noise estimate
-    curvature: Tensor  # variance of s over S/R: the gain of s for a displacement of one length ℓ
+    curvature: Tensor  # v, variance of log s
     predicted: Tensor  # p, predicted variance of ĝ in units of R (not a gain: never zeroed)
 
 
@@ -130,6 +134,10 @@ def compact_update(
 ) -> tuple[CompactBelief, Tensor]:
     """Measurement update with an observed gradient.
 
+    The variance of log s is the constant v: the filter of s is a normalised least-mean-squares filter, which
+    neither freezes nor winds up. In units of R, and with x = D/ℓ, the innovation's variance is S = 1 + p + v x², its
+    covariance with log s is v x, and its part outside the curvature's reach is 1 + p.
+
     Args:
         belief: the current belief.
         observed: the stochastic gradient at the current mean.
@@ -138,22 +146,23 @@ def compact_update(
         curvature_range: bounds of s.
 
     Returns:
-        The updated belief, and the squared innovation in units of its predicted variance, e²/S (with R
+        The updated belief, and the squared innovation in units of its predicted variance, e²/(S R) (with R
         including the innovation itself, so that a single outlier counts no more than 1/gain).
     """
     innovation = observed - belief.gradient
-    excess = 1.0 + gains.predicted  # S / R
-    noise = belief.noise + gains.noise * (innovation * innovation / excess - belief.noise)
+    noise = belief.noise + gains.noise * (innovation * innovation / (1.0 + gains.predicted) - belief.noise)
     surprise = innovation / torch.sqrt(noise + NOISE_FLOOR)
-    curvature = belief.curvature + gains.curvature * (belief.displacement / length) * surprise
+    moved = belief.displacement / length
+    variance = 1.0 + gains.predicted + gains.curvature * moved * moved
+    growth = torch.clamp(gains.curvature * moved * surprise / variance, -CURVATURE_STEP, CURVATURE_STEP)
     return (
         CompactBelief(
             gradient=belief.gradient + gains.gradient * innovation,
             noise=noise,
-            curvature=torch.clamp(curvature, *curvature_range),
+            curvature=torch.clamp(belief.curvature * torch.exp(growth), *curvature_range),
             displacement=belief.displacement * (1.0 - gains.gradient),
         ),
-        surprise * surprise / excess,
+        surprise * surprise / variance,
     )
 
 

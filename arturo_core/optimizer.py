@@ -67,11 +67,11 @@ class Arturo(Optimizer):
         init_variance: initial variance 1/λ of a weight, "fixed" only (there 0.01).
         init_hessian: initial curvature; in units of its prior √R/ℓ with "adaptive" (1), in gradient units per
             weight unit with "fixed" (0.1).
-        init_covariance: the filter's initial uncertainty: with "adaptive" the variance of the relative curvature
-            (0.36), with "fixed" the variance of intercept and slope (5e-5).
+        init_covariance: the filter's uncertainty of the curvature: with "adaptive" the (constant) variance of the
+            logarithm of the relative curvature (0.2), with "fixed" the initial variance of intercept and slope (5e-5).
         measurement_noise: R, variance of a gradient's noise, "fixed" only (there 1.21975, gradient units²).
         process_noise: d, variance by which the model drifts in a step; in units of the estimated R with "adaptive"
-            (0.01), in absolute units with "fixed" (0.00245526).
+            (0.03), in absolute units with "fixed" (0.00245526).
         length_scale: ℓ, the displacement over which curvature is expected to change a gradient by its own noise,
             "adaptive" only (weight units). Default: 4 × the largest lr seen so far, or 4e-3 with
             ``trust_region="kl"``.
@@ -407,7 +407,7 @@ class Arturo(Optimizer):
         """
         calls = max((group["calls"] for group in self.param_groups), default=0)
         params = [param for param, state in self.state.items() if state]
-        steps = int(max((float(self.state[param]["step"]) for param in params), default=0.0))
+        steps = int(self._age(_home(self.param_groups)))
         numbers = reporting.summarize(self._report, steps, calls - steps)
         if self._report is not None:
             relative = "hessian" if self._options.noise == "fixed" else "curvature"
@@ -430,11 +430,13 @@ class Arturo(Optimizer):
             raise KeyError("Arturo: this parameter has no state yet: its precision exists after the first step().")
         state, options = self.state[param], self._options
         if options.noise == "fixed":
-            return state["precision"].clone()
+            precision: Tensor = state["precision"].clone()
+            return precision
         group = next(group for group in self.param_groups if any(param is member for member in group["params"]))
         length = LENGTH_PER_LR * group["peak_lr"] if options.length_scale is None else options.length_scale
         belief = CompactBelief(*(state[name] for name in CompactBelief._fields))
-        return gaussian.tied_precision(compact_hessian(belief, length) + options.prior, options.temperature)
+        curvature: Tensor = compact_hessian(belief, length) + options.prior
+        return gaussian.tied_precision(curvature, options.temperature)
 
 
 def _complete(group: dict[str, Any], first: dict[str, Any]) -> None:

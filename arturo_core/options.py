@@ -36,8 +36,8 @@ ADAPTIVE: dict[str, float] = {
     "temperature": 1.0,
     "prior_precision": 0.0,
     "init_hessian": 1.0,
-    "init_covariance": 0.36,
-    "process_noise": 0.01,
+    "init_covariance": 0.2,
+    "process_noise": 0.03,
 }
 
 DEFAULTS: dict[str, dict[str, float]] = {"adaptive": ADAPTIVE, "fixed": PAPER}
@@ -53,7 +53,7 @@ LENGTH_PER_LR = 4.0
 KL_LENGTH = 4e-3
 
 #: Gain of the noise estimate once the growing average of the first steps has reached it.
-NOISE_GAIN = 0.01
+NOISE_GAIN = 0.003
 
 #: Range of the relative curvature h/h0. Its lower end keeps every precision positive.
 CURVATURE_RANGE = (0.1, 10.0)

@@ -74,7 +74,11 @@ COMPACT = (
     _STEP,
     StateTensor("gradient", "ĝ, expected gradient at the current mean (gradient units)", _zeros),
     StateTensor("noise", "R, variance of the gradient's noise (gradient units²)", _zeros),
-    StateTensor("curvature", "s = h/h0, curvature relative to its prior h0 = √R/ℓ", _constant("init_hessian")),
+    StateTensor(
+        "curvature",
+        "s = h/h0, curvature relative to its prior h0 = √R/ℓ (kept in [0.1, 10])",
+        _constant("init_hessian"),
+    ),
     StateTensor("displacement", "D, recent displacement, forgotten at the filter's rate (weight units)", _zeros),
 )
 

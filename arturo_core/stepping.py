@@ -86,7 +86,7 @@ def compact_step(step: Step) -> Report:
     gains = Gains(
         gradient=ok * gain,
         noise=ok * torch.clamp(1.0 / (1.0 + step.age), min=NOISE_GAIN),
-        curvature=ok * options.init_covariance / (1.0 + predicted),
+        curvature=ok * options.init_covariance,
         predicted=predicted,
     )
     buckets = 1 + max((rates.bucket for rates in step.rates.values()), default=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from arturo_core.curvature import COVARIANCE_LIMIT, NOISE_FLOOR, CompactBelief, FullBelief, Gains
+from arturo_core.curvature import COVARIANCE_LIMIT, CURVATURE_STEP, NOISE_FLOOR, CompactBelief, FullBelief, Gains
 from arturo_core.gaussian import precision_floor
 from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
 from arturo_core.options import CURVATURE_RANGE, Options
@@ -55,14 +55,17 @@ def compact_observe(
         displacement.add_(shrink)
         theta.add_(shrink)
     innovation = _clean_innovation(grad, gradient, ok, maximize)
-    excess = 1.0 + gains.predicted
-    squared = innovation * innovation
-    noise.lerp_(squared.div_(excess), gains.noise.to(noise.dtype))
-    deviation = torch.add(noise, NOISE_FLOOR, out=squared).sqrt_()
+    outside = 1.0 + gains.predicted
+    scratch = innovation * innovation
+    noise.lerp_(scratch.div_(outside), gains.noise.to(noise.dtype))
+    deviation = torch.add(noise, NOISE_FLOOR).sqrt_()
     surprise = innovation / deviation
-    counted = _wide(torch.dot(surprise, surprise)) / excess
-    curvature.addcmul_(surprise.mul_(gains.curvature / terms.length), displacement)
-    curvature.clamp_(*CURVATURE_RANGE)
+    moved = torch.div(displacement, terms.length, out=scratch)
+    variance = (moved * moved).mul_(gains.curvature).add_(outside)
+    scaled = torch.div(surprise, variance, out=variance)
+    counted = _wide(torch.dot(surprise, scaled))
+    growth = moved.mul_(scaled).mul_(gains.curvature).clamp_(-CURVATURE_STEP, CURVATURE_STEP).exp_()
+    curvature.mul_(growth).clamp_(*CURVATURE_RANGE)
     gradient.add_(innovation.mul_(gains.gradient))
     displacement.mul_(1.0 - gains.gradient)
     steepness = torch.mul(deviation, curvature, out=deviation).div_(terms.length)

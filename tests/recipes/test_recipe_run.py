@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from recipes import finetune_text
 
@@ -24,8 +25,12 @@ def start(*arguments):
 
 
 def inside(*arguments):
-    """Run the recipe in this process, which has imported the libraries already."""
-    return finetune_text.main([str(argument) for argument in arguments])
+    """Run the recipe in this process, which has imported the libraries already, on one thread."""
+    threads = torch.get_num_threads()
+    try:
+        return finetune_text.main([*map(str, arguments), "--threads", "1"])
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
