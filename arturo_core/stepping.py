@@ -150,6 +150,7 @@ def full_step(step: Step) -> Report:
     terms = {}
     rows: list[list[Tensor]] = []
     lowest: list[Tensor] = []
+    spectra: list[trust_region.Spectrum] = []
     count = 0
     for chunk in step.chunks:
         device = chunk.theta.device
@@ -157,11 +158,14 @@ def full_step(step: Step) -> Report:
         if key not in terms:
             terms[key] = step.terms(*key)
         precision, *belief = chunk.state
+        # Read by every evaluation of the dual: two tensors instead of the four they come from.
+        spectra.append(trust_region.Spectrum(torch.empty_like(precision), torch.empty_like(precision)))
         observed = step.passes.full_observe(
             chunk.theta,
             chunk.grad,
             precision,
             FullBelief(*belief),
+            spectra[-1],
             ok.to(device),
             (chunk.step == 0).to(precision.dtype),
             terms[key],
@@ -181,34 +185,26 @@ def full_step(step: Step) -> Report:
     newton = trust_region.SecularSums(torch.where(convex, value, torch.full_like(value, torch.inf)), first, first)
     bracket = trust_region.start(budget, total, newton, convex)
     for _ in range(trust_region.EVALUATIONS):
-        rows = []
-        for chunk in step.chunks:
-            device = chunk.theta.device
-            precision, *belief = chunk.state
-            rows.append(
-                list(
-                    step.passes.full_secular(
-                        chunk.theta,
-                        precision,
-                        FullBelief(*belief),
-                        eta_min.to(device),
-                        bracket.t.to(device),
-                        terms[chunk.group, device],
-                        options,
-                    )
+        rows = [
+            list(
+                step.passes.full_secular(
+                    spectrum, eta_min.to(spectrum.slope.device), bracket.t.to(spectrum.slope.device)
                 )
             )
+            for spectrum in spectra
+        ]
         sums = reductions.totals(rows, 3, step.home, step.process_group)
         bracket = trust_region.advance(bracket, trust_region.SecularSums(*sums.unbind()), budget)
     multiplier = trust_region.settle(bracket, newton.value, eta_min, budget, options.kl_rtol)
     moved = []
-    for chunk in step.chunks:
+    for chunk, spectrum in zip(step.chunks, spectra, strict=True):
         device = chunk.theta.device
         precision, *belief = chunk.state
         squared = step.passes.full_apply(
             chunk.theta,
             precision,
             FullBelief(*belief),
+            spectrum,
             ok.to(device),
             multiplier.eta_min.to(device),
             multiplier.t.to(device),

@@ -27,7 +27,7 @@ from torch import Tensor
 EVALUATIONS = 5
 
 # Keeps 0/0 away from coordinates that have neither slope nor curvature.
-_TINY = 1e-30
+TINY = 1e-30
 
 
 def surrogate(gradient: Tensor, hessian: Tensor, theta: Tensor, prior: float) -> tuple[Tensor, Tensor]:
@@ -35,9 +35,26 @@ def surrogate(gradient: Tensor, hessian: Tensor, theta: Tensor, prior: float) ->
     return gradient + prior * theta, hessian + prior
 
 
-def primal(slope: Tensor, curvature: Tensor, precision: Tensor, eta_min: Tensor | float, t: Tensor | float) -> Tensor:
-    """δ = −a/(b + ηλ) with η = η_min + t, computed as −(a/λ)/(max(b/λ + η_min, 0) + t)."""
-    return -(slope / precision) / (torch.clamp(curvature / precision + eta_min, min=_TINY) + t)
+class Spectrum(NamedTuple):
+    """The model in units of the Gaussian's own standard deviations, u = √λ δ; parameter-shaped."""
+
+    slope: Tensor  # a/√λ
+    curvature: Tensor  # c = b/λ, not yet shifted by η_min
+
+
+def spectrum(slope: Tensor, curvature: Tensor, precision: Tensor) -> Spectrum:
+    """The surrogate's slope a and curvature b in units of √λ."""
+    return Spectrum(slope / torch.sqrt(precision), curvature / precision)
+
+
+def distance(curvature: Tensor, eta_min: Tensor | float, t: Tensor | float) -> Tensor:
+    """max(c + η_min, 0) + t, how far the multiplier is from a coordinate's pole; never zero."""
+    return torch.clamp(curvature + eta_min, min=TINY) + t
+
+
+def primal(terms: Spectrum, precision: Tensor, eta_min: Tensor | float, t: Tensor | float) -> Tensor:
+    """δ = −a/(b + ηλ) with η = η_min + t."""
+    return -terms.slope / (torch.sqrt(precision) * distance(terms.curvature, eta_min, t))
 
 
 class SecularSums(NamedTuple):
@@ -48,18 +65,12 @@ class SecularSums(NamedTuple):
     second: Tensor
 
 
-def secular_sums(
-    slope: Tensor, curvature: Tensor, precision: Tensor, eta_min: Tensor | float, t: Tensor | float
-) -> SecularSums:
-    """Sums over the given coordinates of q, −2q/d and 6q/d², where d = c + t and q = λδ²."""
-    distance = torch.clamp(curvature / precision + eta_min, min=_TINY) + t
-    root = slope / distance
-    first = root / distance
-    return SecularSums(
-        wide_sum(root * root / precision),
-        -2.0 * wide_sum(root * first / precision),
-        6.0 * wide_sum(first * first / precision),
-    )
+def secular_sums(terms: Spectrum, eta_min: Tensor | float, t: Tensor | float) -> SecularSums:
+    """Sums over the given coordinates of u², −2u²/d and 6u²/d², where d = c + t and u = (a/√λ)/d."""
+    gap = distance(terms.curvature, eta_min, t)
+    moved = terms.slope / gap
+    first = moved / gap
+    return SecularSums(wide_sum(moved * moved), -2.0 * wide_sum(moved * first), 6.0 * wide_sum(first * first))
 
 
 def wide_sum(values: Tensor) -> Tensor:
@@ -191,12 +202,12 @@ def tied_multiplier(
         one = torch.ones_like(budget)
         multiplier = Multiplier(zero, eta, one, 0.5 * value, 0.5 * budget, active.to(value.dtype))
         return multiplier, (1.0 / ratio).reshape(1)
-    # In the variables of the search: λ = rate, b = 1, a² = rate·decrement·(unit), so c = 1/rate and q = a²/λ/(c+t)².
-    slope, ones = torch.sqrt(decrement), torch.ones_like(rate)
-    newton = secular_sums(slope, ones, rate, 0.0, 0.0)
-    total = (decrement / rate).sum()
+    # One coordinate a bucket, with b = 1, a² the decrement and the rate for λ.
+    terms = spectrum(torch.sqrt(decrement), torch.ones_like(rate), rate)
+    newton = secular_sums(terms, 0.0, 0.0)
+    total = wide_sum(terms.slope * terms.slope)
     bracket = start(budget, total, newton, torch.ones_like(budget, dtype=torch.bool))
     for _ in range(3 * EVALUATIONS):
-        bracket = advance(bracket, secular_sums(slope, ones, rate, 0.0, bracket.t), budget)
+        bracket = advance(bracket, secular_sums(terms, 0.0, bracket.t), budget)
     multiplier = settle(bracket, newton.value, zero, budget, kl_rtol)
     return multiplier, multiplier.scale / (1.0 + multiplier.t * rate)

@@ -1,4 +1,4 @@
-"""The passes in place, for chunks that fit a cache: few temporaries, dot products for the sums.
+"""The passes in place, for chunks that fit a cache: no allocations, dot products for the sums.
 
 Each function computes what its namesake in ``reference`` defines, in an order of operations that saves passes. The
 sums are float32 dot products over one chunk (good to 2e-7 for 65,536 elements) that the caller adds up in float64.
@@ -9,28 +9,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from arturo_core.curvature import COVARIANCE_LIMIT, CURVATURE_STEP, NOISE_FLOOR, CompactBelief, FullBelief, Gains
+from arturo_core.curvature import (
+    COVARIANCE_LIMIT,
+    CURVATURE_STEP,
+    NOISE_FLOOR,
+    CompactBelief,
+    FullBelief,
+    Gains,
+)
 from arturo_core.gaussian import precision_floor
 from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
+from arturo_core.kernels.scratch import scratch
 from arturo_core.options import CURVATURE_RANGE, Options
-from arturo_core.trust_region import _TINY, wide_dtype
-
-
-def _clean_innovation(grad: Tensor, gradient: Tensor, ok: Tensor, maximize: bool) -> Tensor:
-    """g − ĝ in fresh memory, zero (and never NaN) when the step is skipped."""
-    observed = grad.to(gradient.dtype)
-    innovation = torch.neg(observed).sub_(gradient) if maximize else torch.sub(observed, gradient)
-    return innovation.nan_to_num_(0.0, 0.0, 0.0).mul_(ok)
+from arturo_core.trust_region import TINY, SecularSums, Spectrum, wide_dtype
 
 
 def _wide(value: Tensor) -> Tensor:
     return value.to(wide_dtype(value.device))
 
 
-def _compact_curvature(belief: CompactBelief, terms: GroupTerms, options: Options) -> tuple[Tensor, Tensor]:
-    """h and b, in fresh memory; the same tensor where there is no prior."""
-    hessian = torch.add(belief.noise, NOISE_FLOOR).sqrt_().mul_(belief.curvature).div_(terms.length)
-    return hessian, (hessian + options.prior if options.prior else hessian)
+def _observed_(into: Tensor, grad: Tensor, maximize: bool) -> Tensor:
+    """The gradient of the loss to minimise, finite, in the state's dtype."""
+    # A step with a non-finite gradient is skipped by zero gains, and zero times NaN would be NaN.
+    torch.nan_to_num(grad.to(into.dtype), 0.0, 0.0, 0.0, out=into)
+    return into.neg_() if maximize else into
+
+
+def _hessian_(into: Tensor, belief: CompactBelief, terms: GroupTerms) -> Tensor:
+    return torch.add(belief.noise, NOISE_FLOOR, out=into).sqrt_().mul_(belief.curvature).div_(terms.length)
 
 
 def _slope(gradient: Tensor, theta: Tensor, options: Options) -> Tensor:
@@ -48,54 +54,57 @@ def compact_observe(
     maximize: bool,
 ) -> CompactObserved:
     gradient, noise, curvature, displacement = belief
+    innovation, deviation, moved, variance = scratch(gradient, 4)
     if terms.decay is not None:
-        shrink = theta.to(gradient.dtype) * -terms.decay
-        hessian, _ = _compact_curvature(belief, terms, options)
-        gradient.addcmul_(hessian, shrink)
+        shrink = torch.mul(theta.to(gradient.dtype), -terms.decay, out=moved)
+        gradient.addcmul_(_hessian_(deviation, belief, terms), shrink)
         displacement.add_(shrink)
         theta.add_(shrink)
-    innovation = _clean_innovation(grad, gradient, ok, maximize)
+    _observed_(innovation, grad, maximize).sub_(gradient).mul_(ok)
     outside = 1.0 + gains.predicted
-    scratch = innovation * innovation
-    noise.lerp_(scratch.div_(outside), gains.noise.to(noise.dtype))
-    deviation = torch.add(noise, NOISE_FLOOR).sqrt_()
-    surprise = innovation / deviation
-    moved = torch.div(displacement, terms.length, out=scratch)
-    variance = (moved * moved).mul_(gains.curvature).add_(outside)
+    squared = torch.mul(innovation, innovation, out=variance).mul_(gains.noise / outside)
+    noise.mul_(1.0 - gains.noise).add_(squared)
+    torch.add(noise, NOISE_FLOOR, out=deviation).sqrt_()
+    torch.div(displacement, terms.length, out=moved)
+    torch.mul(moved, moved, out=variance).mul_(gains.curvature).add_(outside)
+    gradient.addcmul_(innovation, gains.gradient.to(gradient.dtype))
+    displacement.mul_(1.0 - gains.gradient)
+    surprise = innovation.div_(deviation)
     scaled = torch.div(surprise, variance, out=variance)
     counted = _wide(torch.dot(surprise, scaled))
     growth = moved.mul_(scaled).mul_(gains.curvature).clamp_(-CURVATURE_STEP, CURVATURE_STEP).exp_()
     curvature.mul_(growth).clamp_(*CURVATURE_RANGE)
-    gradient.add_(innovation.mul_(gains.gradient))
-    displacement.mul_(1.0 - gains.gradient)
-    steepness = torch.mul(deviation, curvature, out=deviation).div_(terms.length)
+    steepness = deviation.mul_(curvature).div_(terms.length)
     if options.prior:
         steepness.add_(options.prior)
     slope = _slope(gradient, theta, options)
-    newton = torch.div(slope, steepness, out=surprise)
+    newton = torch.div(slope, steepness, out=moved)
     return CompactObserved(_wide(torch.dot(newton, slope)), _wide(steepness.sum()), counted)
 
 
 def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> Tensor:
-    hessian, steepness = _compact_curvature(belief, terms, options)
-    step = torch.div(_slope(belief.gradient, theta, options), steepness).mul_(-factor)
-    theta.add_(step)
-    belief.displacement.add_(step)
+    hessian, step = scratch(belief.gradient, 2)
+    _hessian_(hessian, belief, terms)
     if options.prior:
+        torch.div(_slope(belief.gradient, theta, options), hessian + options.prior, out=step).mul_(-factor)
         belief.gradient.addcmul_(hessian, step)
     else:
+        torch.div(belief.gradient, hessian, out=step).mul_(-factor)
         # h·δ = −f·ĝ exactly where b = h.
         belief.gradient.mul_(1.0 - factor)
+    theta.add_(step)
+    belief.displacement.add_(step)
     return _wide(torch.dot(step, step))
 
 
-def _recentre_(belief: FullBelief, displacement: Tensor) -> None:
+def _recentre_(belief: FullBelief, displacement: Tensor, floor: Tensor, shift: Tensor) -> None:
+    """Re-centre in place; ``floor`` and ``shift`` are temporaries."""
     gradient, hessian, cov_gg, cov_gh, cov_hh = belief
     slack = 16.0 * torch.finfo(cov_gg.dtype).eps
     gradient.addcmul_(hessian, displacement)
-    floor = cov_gg * slack
-    shift = cov_hh * displacement
-    # δ(2 Pgh + δ Phh), with Pgh already moved by δ Phh: δ(Pgh_old + Pgh_new).
+    torch.mul(cov_gg, slack, out=floor)
+    torch.mul(cov_hh, displacement, out=shift)
+    # δ(2 Pgh + δ Phh), with Pgh moved by δ Phh in between: δ(Pgh_old + Pgh_new).
     cov_gg.addcmul_(cov_gh, displacement)
     cov_gh.add_(shift)
     cov_gg.addcmul_(cov_gh, displacement)
@@ -109,6 +118,7 @@ def full_observe(
     grad: Tensor,
     precision: Tensor,
     belief: FullBelief,
+    terms_of_dual: Spectrum,
     ok: Tensor,
     first: Tensor,
     terms: GroupTerms,
@@ -116,80 +126,69 @@ def full_observe(
     maximize: bool,
 ) -> FullObserved:
     gradient, hessian, cov_gg, cov_gh, cov_hh = belief
+    innovation, variance, scaled, weighted = scratch(gradient, 4)
     mean = theta.to(precision.dtype)
     if terms.decay is not None:
-        displacement = mean * -terms.decay
+        displacement = torch.mul(mean, -terms.decay, out=innovation)
         theta.add_(displacement)
-        _recentre_(belief, displacement)
+        _recentre_(belief, displacement, variance, scaled)
         mean = theta.to(precision.dtype)
-    noise = ok * options.process_noise
-    cov_gg.add_(torch.mul(mean, mean).add_(1.0).mul_(noise))
-    cov_gh.add_(mean * noise)
-    cov_hh.add_(noise).clamp_(max=COVARIANCE_LIMIT * max(options.process_noise, options.init_covariance))
+    drift = ok * options.process_noise
+    drifted = torch.mul(mean, drift, out=scaled)
+    cov_gh.add_(drifted)
+    cov_gg.addcmul_(drifted, mean).add_(drift)
+    cov_hh.add_(drift).clamp_(max=COVARIANCE_LIMIT * max(options.process_noise, options.init_covariance))
 
-    observed = grad.to(gradient.dtype).nan_to_num(0.0, 0.0, 0.0)
-    if maximize:
-        observed.neg_()
-    gradient.add_(observed.mul(ok * first))
-    innovation = observed.sub_(gradient).mul_(ok)
-    variance = cov_gg + options.measurement_noise
-    scaled = innovation / variance
+    _observed_(innovation, grad, maximize)
+    gradient.addcmul_(innovation, (ok * first).to(gradient.dtype))
+    innovation.sub_(gradient).mul_(ok)
+    torch.add(cov_gg, options.measurement_noise, out=variance)
+    torch.div(innovation, variance, out=scaled)
     surprise = _wide(torch.dot(innovation, scaled))
     gradient.addcmul_(cov_gg, scaled)
     hessian.addcmul_(cov_gh, scaled)
-    gain_h = torch.div(cov_gh, variance, out=scaled).mul_(ok)
+    kept = variance.reciprocal_()
+    gain_h = torch.mul(cov_gh, kept, out=scaled).mul_(ok)
     cov_hh.addcmul_(gain_h, cov_gh, value=-1.0)
-    kept = torch.reciprocal(variance, out=variance).mul_(ok * options.measurement_noise).add_(1.0 - ok)
+    kept.mul_(ok * options.measurement_noise).add_(1.0 - ok)
     cov_gg.mul_(kept)
     cov_gh.mul_(kept)
 
-    slope = _slope(gradient, theta, options)
-    weighted = precision * terms.weight
-    ratio = torch.add(hessian, options.prior, out=kept).div_(weighted)
-    least = ratio.amin()
-    root = torch.div(slope, ratio.clamp_(min=_TINY))
-    first_root = root / ratio
-    root_weighted = torch.div(root, weighted, out=innovation)
-    value, slope_sum = torch.dot(root, root_weighted), torch.dot(first_root, root_weighted)
-    total = torch.dot(slope, torch.div(slope, weighted, out=root))
+    scaled_slope, ratio = terms_of_dual
+    torch.mul(precision, terms.weight, out=weighted)
+    torch.add(hessian, options.prior, out=ratio).div_(weighted)
+    torch.div(_slope(gradient, theta, options), weighted.sqrt_(), out=scaled_slope)
+    positive = torch.clamp(ratio, min=TINY, out=variance)
+    root = torch.div(scaled_slope, positive, out=innovation)
     return FullObserved(
-        least=_wide(least),
-        total=_wide(total),
-        value=_wide(value),
-        first=-2.0 * _wide(slope_sum),
+        least=_wide(ratio.amin()),
+        total=_wide(torch.dot(scaled_slope, scaled_slope)),
+        value=_wide(torch.dot(root, root)),
+        first=-2.0 * _wide(torch.dot(root, torch.div(root, positive, out=positive))),
         precision=_wide(precision.sum()),
         surprise=surprise,
     )
 
 
-def _distance(hessian: Tensor, weighted: Tensor, eta_min: Tensor, t: Tensor, options: Options) -> Tensor:
-    """c + t, in fresh memory."""
-    return torch.add(hessian, options.prior).div_(weighted).add_(eta_min).clamp_(min=_TINY).add_(t)
+def _distance_(into: Tensor, curvature: Tensor, eta_min: Tensor, t: Tensor) -> Tensor:
+    return torch.add(curvature, eta_min, out=into).clamp_(min=TINY).add_(t)
 
 
-def full_secular(
-    theta: Tensor,
-    precision: Tensor,
-    belief: FullBelief,
-    eta_min: Tensor,
-    t: Tensor,
-    terms: GroupTerms,
-    options: Options,
-) -> tuple[Tensor, Tensor, Tensor]:
-    weighted = precision * terms.weight
-    distance = _distance(belief.hessian, weighted, eta_min, t, options)
-    root = torch.div(_slope(belief.gradient, theta, options), distance)
-    first = torch.div(root, distance, out=distance)
-    root_weighted = root / weighted
-    value, slope = torch.dot(root, root_weighted), torch.dot(first, root_weighted)
-    bend = torch.dot(first, torch.div(first, weighted, out=root_weighted))
-    return _wide(value), -2.0 * _wide(slope), 6.0 * _wide(bend)
+def full_secular(terms_of_dual: Spectrum, eta_min: Tensor, t: Tensor) -> SecularSums:
+    gap, moved = scratch(terms_of_dual.slope, 2)
+    _distance_(gap, terms_of_dual.curvature, eta_min, t)
+    torch.div(terms_of_dual.slope, gap, out=moved)
+    first = torch.div(moved, gap, out=gap)
+    return SecularSums(
+        _wide(torch.dot(moved, moved)), -2.0 * _wide(torch.dot(moved, first)), 6.0 * _wide(torch.dot(first, first))
+    )
 
 
 def full_apply(
     theta: Tensor,
     precision: Tensor,
     belief: FullBelief,
+    terms_of_dual: Spectrum,
     ok: Tensor,
     eta_min: Tensor,
     t: Tensor,
@@ -197,13 +196,14 @@ def full_apply(
     terms: GroupTerms,
     options: Options,
 ) -> Tensor:
-    weighted = precision * terms.weight
-    distance = _distance(belief.hessian, weighted, eta_min, t, options)
-    step = _slope(belief.gradient, theta, options).div(weighted).div_(distance).mul_(-scale)
+    weighted, gap, step = scratch(precision, 3)
+    torch.mul(precision, terms.weight, out=weighted).sqrt_()
+    _distance_(gap, terms_of_dual.curvature, eta_min, t).mul_(weighted)
+    torch.div(terms_of_dual.slope, gap, out=step).mul_(-scale)
     theta.add_(step)
     kept = options.temperature + options.precision_momentum
-    target = torch.mul(precision, options.precision_momentum, out=weighted).add_(belief.hessian).add_(options.prior)
-    target.div_(kept).clamp_(min=precision_floor(options))
+    target = torch.mul(precision, options.precision_momentum / kept, out=weighted)
+    target.add_(belief.hessian, alpha=1.0 / kept).add_(options.prior / kept).clamp_(min=precision_floor(options))
     precision.lerp_(target, ok.to(precision.dtype))
-    _recentre_(belief, step)
+    _recentre_(belief, step, gap, weighted)
     return _wide(torch.dot(step, step))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from arturo_core.curvature import CompactBelief, FullBelief, Gains
 from arturo_core.options import Options
+from arturo_core.trust_region import SecularSums, Spectrum
 
 
 class GroupTerms(NamedTuple):
@@ -71,24 +72,19 @@ class Passes(Protocol):
         grad: Tensor,
         precision: Tensor,
         belief: FullBelief,
+        terms_of_dual: Spectrum,
         ok: Tensor,
         first: Tensor,
         terms: GroupTerms,
         options: Options,
         maximize: bool,
     ) -> FullObserved:
-        """Decay the weights, update the belief with a gradient (``first`` = 1: the parameter's first), and sum."""
+        """Decay the weights, update the belief with a gradient, fill in the terms of the dual, and sum.
 
-    def full_secular(
-        self,
-        theta: Tensor,
-        precision: Tensor,
-        belief: FullBelief,
-        eta_min: Tensor,
-        t: Tensor,
-        terms: GroupTerms,
-        options: Options,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ``first`` is 1 where the gradient is the parameter's first, else 0.
+        """
+
+    def full_secular(self, terms_of_dual: Spectrum, eta_min: Tensor, t: Tensor) -> SecularSums:
         """Evaluate 2·KL and its two derivatives at t."""
 
     def full_apply(
@@ -96,6 +92,7 @@ class Passes(Protocol):
         theta: Tensor,
         precision: Tensor,
         belief: FullBelief,
+        terms_of_dual: Spectrum,
         ok: Tensor,
         eta_min: Tensor,
         t: Tensor,

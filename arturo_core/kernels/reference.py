@@ -22,7 +22,7 @@ from arturo_core.curvature import (
 from arturo_core.gaussian import precision_floor, updated_precision
 from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
 from arturo_core.options import CURVATURE_RANGE, Options
-from arturo_core.trust_region import primal, secular_sums, surrogate, wide_sum
+from arturo_core.trust_region import SecularSums, Spectrum, primal, secular_sums, spectrum, surrogate, wide_sum
 
 
 def _store(into: NamedTuple, values: NamedTuple) -> None:
@@ -79,6 +79,7 @@ def full_observe(
     grad: Tensor,
     precision: Tensor,
     belief: FullBelief,
+    terms_of_dual: Spectrum,
     ok: Tensor,
     first: Tensor,
     terms: GroupTerms,
@@ -99,11 +100,12 @@ def full_observe(
     updated, surprise = update(predicted, observed, options.measurement_noise, ok)
     _store(belief, updated)
     slope, curvature = surrogate(updated.gradient, updated.hessian, mean, options.prior)
-    weighted = terms.weight * precision
-    newton = secular_sums(slope, curvature, weighted, 0.0, 0.0)
+    scaled = spectrum(slope, curvature, terms.weight * precision)
+    _store(terms_of_dual, scaled)
+    newton = secular_sums(scaled, 0.0, 0.0)
     return FullObserved(
-        least=(curvature / weighted).amin().to(newton.value.dtype),
-        total=wide_sum(slope * slope / weighted),
+        least=scaled.curvature.amin().to(newton.value.dtype),
+        total=wide_sum(scaled.slope * scaled.slope),
         value=newton.value,
         first=newton.first,
         precision=wide_sum(precision),
@@ -111,23 +113,15 @@ def full_observe(
     )
 
 
-def full_secular(
-    theta: Tensor,
-    precision: Tensor,
-    belief: FullBelief,
-    eta_min: Tensor,
-    t: Tensor,
-    terms: GroupTerms,
-    options: Options,
-) -> tuple[Tensor, Tensor, Tensor]:
-    slope, curvature = surrogate(belief.gradient, belief.hessian, theta.to(precision.dtype), options.prior)
-    return tuple(secular_sums(slope, curvature, terms.weight * precision, eta_min, t))  # type: ignore[return-value]
+def full_secular(terms_of_dual: Spectrum, eta_min: Tensor, t: Tensor) -> SecularSums:
+    return secular_sums(terms_of_dual, eta_min, t)
 
 
 def full_apply(
     theta: Tensor,
     precision: Tensor,
     belief: FullBelief,
+    terms_of_dual: Spectrum,
     ok: Tensor,
     eta_min: Tensor,
     t: Tensor,
@@ -135,13 +129,16 @@ def full_apply(
     terms: GroupTerms,
     options: Options,
 ) -> Tensor:
-    slope, curvature = surrogate(belief.gradient, belief.hessian, theta.to(precision.dtype), options.prior)
-    displacement = scale * primal(slope, curvature, terms.weight * precision, eta_min, t)
+    displacement = scale * primal(terms_of_dual, terms.weight * precision, eta_min, t)
     theta.add_(displacement)
-    _store(belief, recentre(belief, displacement))
     target = updated_precision(
-        precision, curvature, options.temperature, options.precision_momentum, precision_floor(options)
+        precision,
+        belief.hessian + options.prior,
+        options.temperature,
+        options.precision_momentum,
+        precision_floor(options),
     )
     # lerp is exact at both ends: a skipped step leaves the precision as it was, bit for bit.
     precision.copy_(torch.lerp(precision, target, ok.to(precision.dtype)))
+    _store(belief, recentre(belief, displacement))
     return wide_sum(displacement * displacement)

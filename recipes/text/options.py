@@ -137,6 +137,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add = parser.add_argument_group("training").add_argument
     add("--optimizers", type=listing, default="arturo,adamw", help="any of the Trainer's")
     add("--optim-args", help='options of arturo, such as "kl_rtol=1e-2,noise=fixed"')
+    # The default had AdamW's best validation loss on trec6 among 1.5e-4, 3e-4, 6e-4 and 1e-3 (100 steps, seed 0).
     add("--lr", type=float, default=3e-4, help="learning rate of every optimizer")
     add("--lr-for", type=rate_for, action="append", default=[], metavar="OPTIMIZER=LR", help="exception to --lr")
     add("--schedule", default="linear", help="any learning rate schedule of the Trainer")

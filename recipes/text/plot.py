@@ -12,6 +12,7 @@ matplotlib.use("Agg")  # no window, no display needed
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from recipes.text.report import headline
 from recipes.text.summary import Run, by_optimizer, curve
@@ -49,6 +50,7 @@ def label_axes(axes: Axes, key: str) -> None:
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_ylabel(unit)
     axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -89,8 +91,8 @@ def plot_curves(content: dict[str, Any], path: Path) -> None:
             trust_region({key: panels[key] for key in panels if "arturo" in key}, runs, name, style)
     for key, axes in panels.items():
         label_axes(axes, key)
-    panels["loss"].set_ylim(bottom=0)
-    panels["eval_loss"].set_ylim(bottom=0)
+    for key in ("loss", "eval_loss"):
+        panels[key].set_ylim(0, 1.04 * panels[key].get_ylim()[1])
     baseline = content["data"]["majority"]["validation"]["accuracy"]
     accuracy = panels["eval_accuracy"]
     accuracy.axhline(100 * baseline, color="grey", linewidth=1)

@@ -120,17 +120,19 @@ def without_counters(snap: dict[str, Any]) -> dict[str, Any]:
 
 
 def classifier(dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Module, Callable[[int], Tensor]]:
-    """A small network on ten Gaussian clusters in 64 dimensions, and the loss of its n-th mini-batch."""
+    """A small network on ten Gaussian clusters in 64 dimensions (a third of the labels is wrong, so the gradients stay
+    noisy), and the loss of its n-th mini-batch."""
     source = torch.Generator().manual_seed(7)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = torch.nn.Sequential(torch.nn.Linear(64, 24), torch.nn.Tanh(), torch.nn.Linear(24, 10)).to(dtype)
     centres = torch.randn(10, 64, generator=source)
-    labels = torch.randint(0, 10, (640,), generator=source)
-    data = (centres[labels] + 1.5 * torch.randn(640, 64, generator=source)).to(dtype)
+    labels = torch.randint(0, 10, (3200,), generator=source)
+    data = (centres[labels] + 1.5 * torch.randn(3200, 64, generator=source)).to(dtype)
+    labels[::3] = torch.randint(0, 10, (1067,), generator=source)
 
     def loss(step: int) -> Tensor:
-        batch = slice(32 * (step % 20), 32 * (step % 20) + 32)
+        batch = slice(32 * (step % 100), 32 * (step % 100) + 32)
         return torch.nn.functional.cross_entropy(model(data[batch]), labels[batch])
 
     return model, loss

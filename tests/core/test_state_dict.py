@@ -413,6 +413,27 @@ def test_torch_distributed_checkpointing(options, flatten, groups, tensor_lr):
 
 
 @every_noise
+def test_distributed_checkpointing_with_an_empty_group(options):
+    """Frameworks that split weights by decay leave a group empty where nothing decays, or everything does."""
+
+    def make():
+        model, loss = classifier()
+        return model, loss, Arturo([{"params": []}, {"params": model.parameters()}], **options)
+
+    model, _, optimizer = run = make()
+    _steps(run, range(3))
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
+    fresh_model, _, fresh = resumed = make()
+    fresh_model.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(fresh_model, fresh, saved)
+    _steps(run, range(3, 5))
+    _steps(resumed, range(3, 5))
+    assert_identical(snapshot(fresh)["weights"], snapshot(optimizer)["weights"])
+    assert_identical(snapshot(fresh)["state"], snapshot(optimizer)["state"])
+    assert fresh.diagnostics()["skipped_steps"] == 0
+
+
+@every_noise
 def test_distributed_checkpointing_of_bfloat16_weights(options):
     def make():
         model, loss = classifier(torch.bfloat16)

@@ -97,6 +97,8 @@ INPUTS = {
     entry.desc: entry.kwargs
     for entry in _get_optim_inputs_including_global_cliquey_kwargs("cpu", torch.float32, INFO)
 }
+#: Those that are also run with every scheduler.
+SCHEDULED = ["default", "tensor lr", "maximize, weight_decay", "kl", "fixed, kl"]
 every_input = pytest.mark.parametrize("kwargs", INPUTS.values(), ids=INPUTS.keys())
 ERRORS = {error.optimizer_error_input.desc: error for error in optim_error_inputs("cpu", torch.float32)}
 
@@ -200,7 +202,7 @@ def test_forloop_goes_right_direction(kwargs, contiguous):
 
 
 @pytest.mark.parametrize("schedulers", INFO.scheduler_inputs, ids=["step", "linear", "plateau", "chain"])
-@every_input
+@pytest.mark.parametrize("kwargs", [INPUTS[key] for key in SCHEDULED], ids=SCHEDULED)
 def test_forloop_goes_right_direction_with_schedulers(kwargs, schedulers):
     weight, bias, data = regression()
     kwargs = copy.deepcopy(kwargs)

@@ -17,18 +17,19 @@ def solve(
 ) -> tuple[trust_region.Multiplier, torch.Tensor]:
     """The search as a step of the full form runs it, and the step it leads to."""
     budget = torch.tensor(2.0 * bound, dtype=torch.float64)
-    least = (curvature / precision).amin().double()
+    terms = trust_region.spectrum(slope, curvature, precision)
+    least = terms.curvature.amin().double()
     eta_min, convex = (-least).clamp(min=0.0), least > 0
-    newton = trust_region.secular_sums(slope, curvature, precision, 0.0, 0.0)
+    newton = trust_region.secular_sums(terms, 0.0, 0.0)
     value = torch.where(convex, newton.value, torch.full_like(newton.value, torch.inf))
     newton = newton._replace(value=value)
-    total = trust_region.wide_sum(slope * slope / precision)
+    total = trust_region.wide_sum(terms.slope * terms.slope)
     bracket = trust_region.start(budget, total, newton, convex)
     for _ in range(trust_region.EVALUATIONS):
-        sums = trust_region.secular_sums(slope, curvature, precision, eta_min, bracket.t)
+        sums = trust_region.secular_sums(terms, eta_min, bracket.t)
         bracket = trust_region.advance(bracket, sums, budget)
     multiplier = trust_region.settle(bracket, newton.value, eta_min, budget, rtol)
-    step = multiplier.scale * trust_region.primal(slope, curvature, precision, multiplier.eta_min, multiplier.t)
+    step = multiplier.scale * trust_region.primal(terms, precision, multiplier.eta_min, multiplier.t)
     return multiplier, step
 
 
@@ -110,16 +111,12 @@ def test_multiplier_is_the_root_of_the_secular_equation(spread: float, negative:
 def test_equal_curvature_needs_one_evaluation() -> None:
     """c equal everywhere: the fitted power is 2, and the second point is exact (Moré and Sorensen)."""
     slope = torch.randn(100, dtype=torch.float64)
-    curvature, precision = torch.full_like(slope, 0.3), torch.full_like(slope, 7.0)
+    terms = trust_region.spectrum(slope, torch.full_like(slope, 0.3), torch.full_like(slope, 7.0))
     budget = torch.tensor(0.02, dtype=torch.float64)
-    newton = trust_region.secular_sums(slope, curvature, precision, 0.0, 0.0)
-    bracket = trust_region.start(
-        budget, trust_region.wide_sum(slope**2 / precision), newton, torch.tensor(True)
-    )
-    bracket = trust_region.advance(
-        bracket, trust_region.secular_sums(slope, curvature, precision, 0.0, bracket.t), budget
-    )
-    value = trust_region.secular_sums(slope, curvature, precision, 0.0, bracket.t).value
+    newton = trust_region.secular_sums(terms, 0.0, 0.0)
+    bracket = trust_region.start(budget, trust_region.wide_sum(terms.slope**2), newton, torch.tensor(True))
+    bracket = trust_region.advance(bracket, trust_region.secular_sums(terms, 0.0, bracket.t), budget)
+    value = trust_region.secular_sums(terms, 0.0, bracket.t).value
     assert float(value) == pytest.approx(0.02, rel=1e-12)
 
 
