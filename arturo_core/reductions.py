@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 LARGEST_GRADIENT = 1e18
 
 
-def totals(rows: Sequence[Sequence[Tensor]], columns: int, device: torch.device, group: ProcessGroup | None) -> Tensor:
-    """Column sums of per-chunk scalars, shape (columns,), in the order of the chunks.
+def totals(rows: Sequence[Sequence[Tensor]], columns: int, device: torch.device) -> Tensor:
+    """Column sums of per-chunk scalars, shape (columns,), wide, in the order of the chunks; zeros without chunks."""
+    if not rows:
+        return torch.zeros(columns, dtype=wide_dtype(device), device=device)
+    return torch.stack([torch.stack(tuple(row)).to(device, wide_dtype(device)) for row in rows]).sum(dim=0)
 
-    Without chunks (a rank that holds none) the sums are zero, and the rank still takes part in the collective.
-    """
-    if rows:
-        total = torch.stack([_row(row, device) for row in rows]).sum(dim=0)
-    else:
-        total = torch.zeros(columns, dtype=wide_dtype(device), device=device)
+
+def across(total: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The sum over the ranks of a process group; every rank takes part, also one that holds no parameters."""
     return _all_reduce(total, group, "SUM")
 
 
 def least(values: Sequence[Tensor], device: torch.device, group: ProcessGroup | None) -> Tensor:
     """Minimum of per-chunk scalars, 0-dimensional; +inf without chunks."""
-    infinite = torch.full((1,), torch.inf, dtype=wide_dtype(device), device=device)
-    smallest = torch.cat([infinite, *(value.to(device).reshape(1) for value in values)]).amin()
+    infinite = torch.full((), torch.inf, dtype=wide_dtype(device), device=device)
+    smallest = torch.stack([infinite, *(value.to(infinite) for value in values)]).amin()
     return _all_reduce(smallest, group, "MIN")
 
 
@@ -45,10 +45,6 @@ def usable(grads: Sequence[Tensor], device: torch.device, group: ProcessGroup | 
     else:
         verdict = torch.ones((), dtype=wide_dtype(device), device=device)
     return _all_reduce(verdict, group, "MIN")
-
-
-def _row(row: Sequence[Tensor], device: torch.device) -> Tensor:
-    return torch.stack([value.to(device) for value in row])
 
 
 def _all_reduce(value: Tensor, group: ProcessGroup | None, operation: str) -> Tensor:

@@ -52,10 +52,15 @@ class Step:
     home: torch.device
     process_group: ProcessGroup | None
 
-    def terms(self, group: int, device: torch.device) -> GroupTerms:
+    def terms(self, group: int) -> GroupTerms:
         rates = self.rates[group]
-        decay = None if rates.decay is None else (rates.decay * self.ok).to(device)
-        return GroupTerms(decay, rates.length.to(device), self.weight(rates).to(device))
+        decay = None if rates.decay is None else rates.decay * self.ok
+        return GroupTerms(decay, rates.length, self.weight(rates))
+
+    @property
+    def count(self) -> int:
+        """Elements that take part in the step (of this rank)."""
+        return sum(chunk.theta.numel() for chunk in self.chunks)
 
     def reference_lr(self) -> Tensor:
         """The largest learning rate of the step: the metric's unit of length."""
@@ -78,6 +83,39 @@ class Step:
         return 2.0 * lr if self.options.trust_region == "kl" else (RADIUS_PER_LR * lr) ** 2 * precision
 
 
+@dataclass(frozen=True)
+class Local:
+    """The scalars of a step where a chunk lives: on its device, in its dtype, looked up once for all its chunks."""
+
+    ok: Tensor
+    terms: GroupTerms
+    gains: Gains | None = None
+
+
+def _localize(step: Step, gains: Gains | None = None) -> list[Local]:
+    """One entry a chunk; chunks of one group, device and dtype share theirs."""
+    known: dict[tuple[int, torch.device, torch.dtype], Local] = {}
+    found = []
+    for chunk in step.chunks:
+        device, dtype = chunk.theta.device, chunk.state[0].dtype
+        key = (chunk.group, device, dtype)
+        if key not in known:
+
+            def here(value: Tensor, device: torch.device = device, dtype: torch.dtype = dtype) -> Tensor:
+                return value.to(device, dtype)
+
+            terms = step.terms(chunk.group)
+            known[key] = Local(
+                ok=here(step.ok),
+                terms=GroupTerms(
+                    None if terms.decay is None else here(terms.decay), here(terms.length), here(terms.weight)
+                ),
+                gains=None if gains is None else Gains(*map(here, gains)),
+            )
+        found.append(known[key])
+    return found
+
+
 def compact_step(step: Step) -> Report:
     """A step of the self-calibrating form: two passes, the dual in closed form."""
     options, ok = step.options, step.ok
@@ -89,34 +127,26 @@ def compact_step(step: Step) -> Report:
         curvature=ok * options.init_covariance,
         predicted=predicted,
     )
+    local = _localize(step, gains)
     buckets = 1 + max((rates.bucket for rates in step.rates.values()), default=0)
-    terms = {}
-    rows: list[list[Tensor]] = []
-    zero = torch.zeros_like(ok)
-    count = 0
-    for chunk in step.chunks:
-        device = chunk.theta.device
-        key = (chunk.group, device)
-        if key not in terms:
-            terms[key] = step.terms(*key)
+    rows: list[list[Sequence[Tensor]]] = [[] for _ in range(buckets)]
+    for chunk, here in zip(step.chunks, local, strict=True):
+        assert here.gains is not None
         rates = step.rates[chunk.group]
         observed = step.passes.compact_observe(
             chunk.theta,
             chunk.grad,
             CompactBelief(*chunk.state),
-            ok.to(device),
-            Gains(*(value.to(device) for value in gains)),
-            terms[key],
+            here.ok,
+            here.gains,
+            here.terms,
             options,
             rates.maximize,
         )
-        row = [zero] * (buckets + 2)
-        row[rates.bucket] = observed.decrement
-        row[buckets], row[buckets + 1] = observed.curvature, observed.surprise
-        rows.append(row)
-        count += chunk.theta.numel()
-    sums = reductions.totals(rows, buckets + 2, step.home, step.process_group)
-    decrement, curvature, surprise = sums[:buckets], sums[buckets], sums[buckets + 1]
+        rows[rates.bucket].append(observed)
+    sums = torch.stack([reductions.totals(bucket, 3, step.home) for bucket in rows])
+    decrement, curvatures, surprises = reductions.across(sums, step.process_group).unbind(dim=1)
+    curvature, surprise = curvatures.sum(), surprises.sum()
 
     weight = torch.ones_like(decrement)
     alive = torch.ones_like(decrement)
@@ -129,34 +159,26 @@ def compact_step(step: Step) -> Report:
     )
     factor = factor * alive * ok
     moved = []
-    for chunk in step.chunks:
-        device = chunk.theta.device
-        squared = step.passes.compact_apply(
-            chunk.theta,
-            CompactBelief(*chunk.state),
-            factor[step.rates[chunk.group].bucket].to(device),
-            terms[chunk.group, device],
-            options,
-        )
+    factors: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+    for chunk, here in zip(step.chunks, local, strict=True):
+        key = (step.rates[chunk.group].bucket, chunk.theta.device, chunk.state[0].dtype)
+        if key not in factors:
+            factors[key] = factor[key[0]].to(here.ok)
+        squared = step.passes.compact_apply(chunk.theta, CompactBelief(*chunk.state), factors[key], here.terms, options)
         moved.append([squared])
         chunk.write_back()
-    length = reductions.totals(moved, 1, step.home, None)[0]
-    return Report(multiplier, ok, surprise, length, count)
+    length = reductions.totals(moved, 1, step.home)[0]
+    return Report(multiplier, ok, surprise, length, step.count)
 
 
 def full_step(step: Step) -> Report:
     """A step of the published form: observe, the evaluations of the dual, apply."""
     options, ok = step.options, step.ok
-    terms = {}
+    local = _localize(step)
     rows: list[list[Tensor]] = []
     lowest: list[Tensor] = []
     spectra: list[trust_region.Spectrum] = []
-    count = 0
-    for chunk in step.chunks:
-        device = chunk.theta.device
-        key = (chunk.group, device)
-        if key not in terms:
-            terms[key] = step.terms(*key)
+    for chunk, here in zip(step.chunks, local, strict=True):
         precision, *belief = chunk.state
         # Read by every evaluation of the dual: two tensors instead of the four they come from.
         spectra.append(trust_region.Spectrum(torch.empty_like(precision), torch.empty_like(precision)))
@@ -166,17 +188,17 @@ def full_step(step: Step) -> Report:
             precision,
             FullBelief(*belief),
             spectra[-1],
-            ok.to(device),
+            here.ok,
             (chunk.step == 0).to(precision.dtype),
-            terms[key],
+            here.terms,
             options,
             step.rates[chunk.group].maximize,
         )
         lowest.append(observed.least)
         rows.append([observed.total, observed.value, observed.first, observed.precision, observed.surprise])
-        count += chunk.theta.numel()
     least = reductions.least(lowest, step.home, step.process_group)
-    total, value, first, precision_sum, surprise = reductions.totals(rows, 5, step.home, step.process_group).unbind()
+    sums = reductions.across(reductions.totals(rows, 5, step.home), step.process_group)
+    total, value, first, precision_sum, surprise = sums.unbind()
 
     eta_min = (-least).clamp(min=0.0)
     convex = least > 0.0
@@ -185,34 +207,29 @@ def full_step(step: Step) -> Report:
     newton = trust_region.SecularSums(torch.where(convex, value, torch.full_like(value, torch.inf)), first, first)
     bracket = trust_region.start(budget, total, newton, convex)
     for _ in range(trust_region.EVALUATIONS):
-        rows = [
-            list(
-                step.passes.full_secular(
-                    spectrum, eta_min.to(spectrum.slope.device), bracket.t.to(spectrum.slope.device)
-                )
-            )
-            for spectrum in spectra
-        ]
-        sums = reductions.totals(rows, 3, step.home, step.process_group)
+        points = {here.ok: (eta_min.to(here.ok), bracket.t.to(here.ok)) for here in local}
+        sums = reductions.totals(
+            [
+                step.passes.full_secular(spectrum, *points[here.ok])
+                for spectrum, here in zip(spectra, local, strict=True)
+            ],
+            3,
+            step.home,
+        )
+        sums = reductions.across(sums, step.process_group)
         bracket = trust_region.advance(bracket, trust_region.SecularSums(*sums.unbind()), budget)
     multiplier = trust_region.settle(bracket, newton.value, eta_min, budget, options.kl_rtol)
     moved = []
-    for chunk, spectrum in zip(step.chunks, spectra, strict=True):
-        device = chunk.theta.device
+    solved = {
+        here.ok: (multiplier.eta_min.to(here.ok), multiplier.t.to(here.ok), (multiplier.scale * ok).to(here.ok))
+        for here in local
+    }
+    for chunk, spectrum, here in zip(step.chunks, spectra, local, strict=True):
         precision, *belief = chunk.state
         squared = step.passes.full_apply(
-            chunk.theta,
-            precision,
-            FullBelief(*belief),
-            spectrum,
-            ok.to(device),
-            multiplier.eta_min.to(device),
-            multiplier.t.to(device),
-            (multiplier.scale * ok).to(device),
-            terms[chunk.group, device],
-            options,
+            chunk.theta, precision, FullBelief(*belief), spectrum, here.ok, *solved[here.ok], here.terms, options
         )
         moved.append([squared])
         chunk.write_back()
-    length = reductions.totals(moved, 1, step.home, None)[0]
-    return Report(multiplier, ok, surprise, length, count)
+    length = reductions.totals(moved, 1, step.home)[0]
+    return Report(multiplier, ok, surprise, length, step.count)

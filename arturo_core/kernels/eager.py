@@ -1,7 +1,8 @@
 """The passes in place, for chunks that fit a cache: no allocations, dot products for the sums.
 
 Each function computes what its namesake in ``reference`` defines, in an order of operations that saves passes. The
-sums are float32 dot products over one chunk (good to 2e-7 for 65,536 elements) that the caller adds up in float64.
+sums are dot products over one chunk in the state's dtype (float32: good to 2e-7 for 65,536 elements); the caller adds
+them up in float64.
 """
 
 from __future__ import annotations
@@ -21,11 +22,7 @@ from arturo_core.gaussian import precision_floor
 from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
 from arturo_core.kernels.scratch import scratch
 from arturo_core.options import CURVATURE_RANGE, Options
-from arturo_core.trust_region import TINY, SecularSums, Spectrum, wide_dtype
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value.to(wide_dtype(value.device))
+from arturo_core.trust_region import TINY, SecularSums, Spectrum
 
 
 def _observed_(into: Tensor, grad: Tensor, maximize: bool) -> Tensor:
@@ -71,7 +68,7 @@ def compact_observe(
     displacement.mul_(1.0 - gains.gradient)
     surprise = innovation.div_(deviation)
     scaled = torch.div(surprise, variance, out=variance)
-    counted = _wide(torch.dot(surprise, scaled))
+    counted = torch.dot(surprise, scaled)
     growth = moved.mul_(scaled).mul_(gains.curvature).clamp_(-CURVATURE_STEP, CURVATURE_STEP).exp_()
     curvature.mul_(growth).clamp_(*CURVATURE_RANGE)
     steepness = deviation.mul_(curvature).div_(terms.length)
@@ -79,7 +76,7 @@ def compact_observe(
         steepness.add_(options.prior)
     slope = _slope(gradient, theta, options)
     newton = torch.div(slope, steepness, out=moved)
-    return CompactObserved(_wide(torch.dot(newton, slope)), _wide(steepness.sum()), counted)
+    return CompactObserved(torch.dot(newton, slope), steepness.sum(), counted)
 
 
 def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> Tensor:
@@ -94,7 +91,7 @@ def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: G
         belief.gradient.mul_(1.0 - factor)
     theta.add_(step)
     belief.displacement.add_(step)
-    return _wide(torch.dot(step, step))
+    return torch.dot(step, step)
 
 
 def _recentre_(belief: FullBelief, displacement: Tensor, floor: Tensor, shift: Tensor) -> None:
@@ -140,11 +137,11 @@ def full_observe(
     cov_hh.add_(drift).clamp_(max=COVARIANCE_LIMIT * max(options.process_noise, options.init_covariance))
 
     _observed_(innovation, grad, maximize)
-    gradient.addcmul_(innovation, (ok * first).to(gradient.dtype))
+    gradient.add_(torch.mul(innovation, ok * first, out=scaled))
     innovation.sub_(gradient).mul_(ok)
     torch.add(cov_gg, options.measurement_noise, out=variance)
     torch.div(innovation, variance, out=scaled)
-    surprise = _wide(torch.dot(innovation, scaled))
+    surprise = torch.dot(innovation, scaled)
     gradient.addcmul_(cov_gg, scaled)
     hessian.addcmul_(cov_gh, scaled)
     kept = variance.reciprocal_()
@@ -161,11 +158,11 @@ def full_observe(
     positive = torch.clamp(ratio, min=TINY, out=variance)
     root = torch.div(scaled_slope, positive, out=innovation)
     return FullObserved(
-        least=_wide(ratio.amin()),
-        total=_wide(torch.dot(scaled_slope, scaled_slope)),
-        value=_wide(torch.dot(root, root)),
-        first=-2.0 * _wide(torch.dot(root, torch.div(root, positive, out=positive))),
-        precision=_wide(precision.sum()),
+        least=ratio.amin(),
+        total=torch.dot(scaled_slope, scaled_slope),
+        value=torch.dot(root, root),
+        first=-2.0 * torch.dot(root, torch.div(root, positive, out=positive)),
+        precision=precision.sum(),
         surprise=surprise,
     )
 
@@ -179,9 +176,7 @@ def full_secular(terms_of_dual: Spectrum, eta_min: Tensor, t: Tensor) -> Secular
     _distance_(gap, terms_of_dual.curvature, eta_min, t)
     torch.div(terms_of_dual.slope, gap, out=moved)
     first = torch.div(moved, gap, out=gap)
-    return SecularSums(
-        _wide(torch.dot(moved, moved)), -2.0 * _wide(torch.dot(moved, first)), 6.0 * _wide(torch.dot(first, first))
-    )
+    return SecularSums(torch.dot(moved, moved), -2.0 * torch.dot(moved, first), 6.0 * torch.dot(first, first))
 
 
 def full_apply(
@@ -206,4 +201,4 @@ def full_apply(
     target.add_(belief.hessian, alpha=1.0 / kept).add_(options.prior / kept).clamp_(min=precision_floor(options))
     precision.lerp_(target, ok.to(precision.dtype))
     _recentre_(belief, step, gap, weighted)
-    return _wide(torch.dot(step, step))
+    return torch.dot(step, step)

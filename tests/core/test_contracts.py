@@ -338,6 +338,30 @@ def test_the_reported_divergence_is_that_of_the_step(name, shrink):
         assert numbers["step_rms"] == pytest.approx(math.sqrt(moved.item() / count), rel=1e-5)
 
 
+@pytest.mark.parametrize("lr", [1e-6, 1e-3, 1.0])
+def test_honest_bound_over_many_decades(lr):
+    """Coordinates that differ by 12 decades are what the search for the multiplier finds hardest."""
+    params = [Parameter(torch.logspace(-6, 6, 400, dtype=torch.float64))]
+    options = {"measurement_noise": 1e-3, "process_noise": 1e-2, "init_covariance": 1.0, "precision_momentum": 0.1}
+    optimizer = Arturo(params, lr, noise="fixed", trust_region="kl", **options)
+    source = torch.Generator().manual_seed(0)
+    active = 0
+    for _ in range(40):
+        before = params[0].detach().clone()
+        precision = optimizer.precision(params[0]) if optimizer.state else torch.full_like(before, 100.0)
+        noise = torch.randn(400, generator=source, dtype=torch.float64)
+        params[0].grad = torch.logspace(6, -6, 400, dtype=torch.float64) * noise
+        optimizer.step()
+        numbers = optimizer.diagnostics()
+        spent = 0.5 * (precision * (params[0].detach() - before).square()).sum().item()
+        assert spent <= lr * (1.0 + 1e-3)
+        if numbers["bound_active"]:
+            active += 1
+            assert spent == pytest.approx(lr, rel=1.001e-3)
+            assert numbers["kl"] == pytest.approx(spent, rel=1e-4)
+    assert active > 0
+
+
 @every_noise
 def test_groups_scale_the_metric(options):
     """Σ over groups of λ(δ/lr)² is at most 0.25² Σ λ, and equal to it where the bound is active."""
@@ -486,8 +510,18 @@ def test_diagnostics_are_plain_numbers(options):
 # -- belief ------------------------------------------------------------------------------------------------------------
 
 
+#: A filter that believes every gradient, so that curvature estimates go negative and the covariance nearly singular.
+SENSITIVE = {
+    **MODES["fixed-kl"],
+    "measurement_noise": 1e-3,
+    "process_noise": 1e-3,
+    "init_covariance": 1.0,
+    "precision_momentum": 0.1,
+}
+
+
 @pytest.mark.parametrize("pattern", ["noise", "negative curvature", "constant", "zero", "huge", "tiny", "alternating"])
-@every_mode
+@pytest.mark.parametrize("options", [*MODES.values(), SENSITIVE], ids=[*MODES, "sensitive"])
 def test_precision_and_covariance_stay_positive(options, pattern):
     params = parameters(scale=3.0)
     optimizer = Arturo(params, **options)
