@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 OUT ?= runs/demo
+# Threads that spin while they wait slow each other down when there are more of them than cores.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test test-slow lint format bench clean
 .DELETE_ON_ERROR:

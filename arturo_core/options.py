@@ -225,5 +225,5 @@ def check_group(group: dict[str, Any], trust_region: str) -> None:
         if name in group:
             raise ValueError(
                 f"Arturo: {name} cannot differ between parameter groups, because one multiplier couples all "
-                f"parameters: give it to Arturo(..., {name}=...) instead. A group may set lr, weight_decay and maximize."
+                f"parameters: give it to Arturo(..., {name}=...) instead. A group may set lr, weight_decay, maximize."
             )

@@ -40,7 +40,9 @@ def parameters(dtype: torch.dtype = torch.float32, seed: int = 0, scale: float =
     """A matrix, a vector and a scalar."""
     source = torch.Generator().manual_seed(seed)
     shapes: list[tuple[int, ...]] = [(5, 4), (4,), ()]
-    return [Parameter((scale * torch.randn(shape, generator=source, dtype=torch.float64)).to(dtype)) for shape in shapes]
+    return [
+        Parameter((scale * torch.randn(shape, generator=source, dtype=torch.float64)).to(dtype)) for shape in shapes
+    ]
 
 
 def gradients(params: Sequence[Tensor], step: int, scale: float = 1.0) -> list[Tensor]:

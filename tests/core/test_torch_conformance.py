@@ -94,8 +94,7 @@ INFO = OptimizerInfo(
 )
 
 INPUTS = {
-    entry.desc: entry.kwargs
-    for entry in _get_optim_inputs_including_global_cliquey_kwargs("cpu", torch.float32, INFO)
+    entry.desc: entry.kwargs for entry in _get_optim_inputs_including_global_cliquey_kwargs("cpu", torch.float32, INFO)
 }
 #: Those that are also run with every scheduler.
 SCHEDULED = ["default", "tensor lr", "maximize, weight_decay", "kl", "fixed, kl"]

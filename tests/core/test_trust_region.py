@@ -83,7 +83,7 @@ def test_bound_holds_to_tolerance_in_every_regime(
 @pytest.mark.parametrize("spread", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("negative", [False, True])
 def test_multiplier_is_the_root_of_the_secular_equation(spread: float, negative: bool) -> None:
-    """Against scipy's Brent in float64; for spectra over several decades the fixed evaluations suffice by themselves."""
+    """Against scipy's Brent in float64: the fixed evaluations suffice also for spectra over several decades."""
     rng = np.random.default_rng(3)
     errors = []
     for _ in range(40):
