@@ -210,7 +210,7 @@ def check_group(group: dict[str, Any], trust_region: str) -> None:
     if isinstance(lr, Tensor):
         if lr.numel() != 1 or not (lr.is_floating_point() or lr.dtype in (torch.int32, torch.int64)):
             raise ValueError(
-                f"Arturo: lr as a tensor must hold one real number ({unit}); got shape {tuple(lr.shape)}, {lr.dtype}."
+                f"Arturo: Tensor lr must be 1-element and real ({unit}); got shape {tuple(lr.shape)}, {lr.dtype}."
             )
         lr = float(lr)
     lr = check_number("lr", lr, unit)
