@@ -87,18 +87,27 @@ def update(
     )
 
 
+def definite(cov_gg: Tensor, cov_gh: Tensor, cov_hh: Tensor) -> Tensor:
+    """The variance of h, raised by a few roundings where the covariance would not be positive definite without."""
+    return torch.maximum(cov_hh, (1.0 + slack(cov_gg.dtype)) * (cov_gh * cov_gh / cov_gg))
+
+
+def slack(dtype: torch.dtype) -> float:
+    """The relative distance kept from a singular covariance."""
+    return 16.0 * torch.finfo(dtype).eps
+
+
 def recentre(belief: FullBelief, displacement: Tensor) -> FullBelief:
     """Move the centre with the mean, θ → θ + δ, and keep the covariance positive definite against rounding."""
     cov_gg = belief.cov_gg + displacement * (2.0 * belief.cov_gh + displacement * belief.cov_hh)
+    cov_gg = torch.maximum(cov_gg, slack(cov_gg.dtype) * belief.cov_gg)
     cov_gh = belief.cov_gh + displacement * belief.cov_hh
-    slack = 16.0 * torch.finfo(cov_gg.dtype).eps
-    cov_gg = torch.maximum(cov_gg, slack * belief.cov_gg)
     return FullBelief(
         gradient=belief.gradient + belief.hessian * displacement,
         hessian=belief.hessian,
         cov_gg=cov_gg,
         cov_gh=cov_gh,
-        cov_hh=torch.maximum(belief.cov_hh, (1.0 + slack) * (cov_gh * cov_gh / cov_gg)),
+        cov_hh=definite(cov_gg, cov_gh, belief.cov_hh),
     )
 
 
@@ -117,12 +126,16 @@ class CompactBelief(NamedTuple):
 
 
 class Gains(NamedTuple):
-    """The scalars of a compact update; 0-dimensional tensors or floats, zero when the step is being skipped."""
+    """The scalars of a compact update, zero when the step is being skipped.
+
+    0-dimensional, or one entry an element where several parameters are updated together.
+    """
 
     gradient: Tensor  # k, the filter's gain for ĝ
     noise: Tensor  # the gain of the noise estimate
     curvature: Tensor  # v, variance of log s
     predicted: Tensor  # p, predicted variance of ĝ in units of R (not a gain: never zeroed)
+    level: Tensor  # mean of s at the last step, divided out of s (1 when skipped)
 
 
 def compact_update(
@@ -137,6 +150,10 @@ def compact_update(
     The variance of log s is the constant v: the filter of s is a normalised least-mean-squares filter, which
     neither freezes nor winds up. In units of R, and with x = D/ℓ, the innovation's variance is S = 1 + p + v x², its
     covariance with log s is v x, and its part outside the curvature's reach is 1 + p.
+
+    Only the contrast of s between coordinates is kept: its √R-weighted mean is divided out, so Σ h stays Σ h0.
+    The common level cannot be learned from E[eD] > 0: noise that is left in ĝ moved the weights too, and looks like
+    curvature everywhere alike.
 
     Args:
         belief: the current belief.
@@ -159,7 +176,7 @@ def compact_update(
         CompactBelief(
             gradient=belief.gradient + gains.gradient * innovation,
             noise=noise,
-            curvature=torch.clamp(belief.curvature * torch.exp(growth), *curvature_range),
+            curvature=torch.clamp(belief.curvature / gains.level * torch.exp(growth), *curvature_range),
             displacement=belief.displacement * (1.0 - gains.gradient),
         ),
         surprise * surprise / variance,
@@ -187,7 +204,7 @@ def riccati(age: Tensor, process_noise: float, initial: float = 1.0) -> Tensor:
     It falls like 1/t at first, the average of the gradients seen so far, and settles near √ρ.
 
     Args:
-        age: updates so far, 0-dimensional.
+        age: updates so far, any shape.
         process_noise: ρ, the drift of the gradient per step in units of R.
         initial: prior variance of ĝ in units of R.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -30,6 +31,9 @@ from arturo_core.trust_region import wide_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+else:
+    # Command lines built from annotations resolve them; not every build of torch has torch.distributed.
+    ProcessGroup = getattr(torch.distributed, "ProcessGroup", object)
 
 #: Elements of a chunk: eager temporaries stay in the cache of two cores; compiled loops want fewer, longer calls;
 #: an accelerator takes whole tensors.
@@ -73,7 +77,7 @@ class Arturo(Optimizer):
         process_noise: d, variance by which the model drifts in a step; in units of the estimated R with "adaptive"
             (0.03), in absolute units with "fixed" (0.00245526).
         length_scale: ℓ, the displacement over which curvature is expected to change a gradient by its own noise,
-            "adaptive" only (weight units). Default: 4 × the largest lr seen so far, or 4e-3 with
+            "adaptive" only (weight units). Default: 8 × the largest lr seen so far, or 8e-3 with
             ``trust_region="kl"``.
         state_dtype: dtype of the state under narrower parameters: ``torch.float32`` or ``torch.float64``.
         maximize: ascend instead of descend.
@@ -252,8 +256,6 @@ class Arturo(Optimizer):
         rates_of = {source.group for source in sources} if self._process_group is None else moving
         home = sources[0].theta.device if sources else _home(self.param_groups)
         rates = self._rates(sorted(rates_of), home)
-        for group in self.param_groups:
-            group["calls"] += 1
         options = self._options
         work = list(chunks(sources, self._chunk_size(home)))
         step = Step(
@@ -262,13 +264,19 @@ class Arturo(Optimizer):
             options=options,
             passes=compiled.passes() if options.compile else eager,
             ok=self._usable(work, rates, home),
-            age=self._age(home),
             home=home,
             process_group=self._process_group,
         )
-        take = stepping.full_step if options.noise == "fixed" else stepping.compact_step
-        self._report = take(step)
+        if options.noise == "fixed":
+            self._report = stepping.full_step(step)
+        else:
+            self._report, level = stepping.compact_step(step, _scalar(self.param_groups[0]["level"], home))
+            for group in self.param_groups:
+                group["level"] = level
         torch._foreach_add_([source.step for source in sources], step.ok.to(torch.float32))
+        for group in self.param_groups:
+            group["calls"] += 1
+            group["skipped"] = group["skipped"].to(home) + (step.ok == 0.0)
         return loss
 
     def _gather(self) -> list[Source]:
@@ -301,43 +309,38 @@ class Arturo(Optimizer):
                     self.state[param] = allocate(param, self._options)
 
     def _rates(self, groups: list[int], home: torch.device) -> dict[int, GroupRates]:
-        buckets: dict[object, int] = {}
+        if self._options.trust_region == "kl":
+            values = {float(lr) for index in groups if _known(lr := self.param_groups[index]["lr"])}
+            if len(values) > 1:
+                raise ValueError(
+                    f'Arturo: with trust_region="kl" lr is the KL bound of the whole step, one value for all groups, '
+                    f"but the groups have {', '.join(map(str, sorted(values)))}. Give them one lr, or use "
+                    'trust_region="rms" (0 freezes a group).'
+                )
         rates = {}
         for index in groups:
             group = self.param_groups[index]
-            lr, decay = group["lr"], group["weight_decay"]
-            if isinstance(lr, Tensor):
-                peak = group["peak_lr"] = torch.maximum(torch.as_tensor(group["peak_lr"]).to(lr), lr)
-            else:
-                peak = group["peak_lr"] = max(float(group["peak_lr"]), lr)
-            scale = self._options.length_scale
-            lr_here = _scalar(lr, home)
+            group["peak_lr"] = _larger(group["peak_lr"], group["lr"])
+            lr, decay = _scalar(group["lr"], home), group["weight_decay"]
             rates[index] = GroupRates(
-                lr=lr_here,
-                decay=lr_here * decay if decay else None,
-                length=_scalar(LENGTH_PER_LR * peak if scale is None else scale, home),
+                lr=lr,
+                decay=lr * decay if decay else None,
+                length=_scalar(self._length(group), home),
                 maximize=group["maximize"],
-                bucket=buckets.setdefault(id(lr) if isinstance(lr, Tensor) else float(lr), len(buckets)),
-            )
-        if self._options.trust_region == "kl" and len(buckets) > 1:
-            values = ", ".join(str(float(self.param_groups[index]["lr"])) for index in groups)
-            raise ValueError(
-                f'Arturo: with trust_region="kl" lr is the KL bound of the whole step, one value for all groups, '
-                f'but the groups have {values}. Give them one lr, or use trust_region="rms" (0 freezes a group).'
             )
         return rates
 
-    def _usable(self, work: list[Chunk], rates: dict[int, GroupRates], home: torch.device) -> Tensor:
-        ok = reductions.usable([chunk.grad for chunk in work], home, self._process_group)
-        moving = torch.stack([rate.lr for rate in rates.values()]).amax() > 0.0
-        return ok * moving
+    def _length(self, group: dict[str, Any]) -> float | Tensor:
+        """ℓ of a parameter group."""
+        scale = self._options.length_scale
+        length: float | Tensor = LENGTH_PER_LR * group["peak_lr"] if scale is None else scale
+        return length
 
-    def _age(self, home: torch.device) -> Tensor:
-        """Steps taken so far: those of the oldest parameter."""
-        steps = [state["step"].to(home) for state in self.state.values() if "step" in state]
-        if not steps:
-            return torch.zeros((), dtype=wide_dtype(home), device=home)
-        return torch.stack(steps).amax().to(wide_dtype(home))
+    def _usable(self, work: list[Chunk], rates: dict[int, GroupRates], home: torch.device) -> Tensor:
+        """1 for a step to take: finite gradients, and learning rates that are finite and not all 0."""
+        ok = reductions.usable([chunk.grad for chunk in work], home, self._process_group)
+        lr = torch.stack([rate.lr for rate in rates.values()])
+        return ok * (torch.isfinite(lr).all() & (lr.amax() > 0.0))
 
     def _chunk_size(self, home: torch.device) -> int:
         if home.type != "cpu":
@@ -373,6 +376,7 @@ class Arturo(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch adds it to every optimizer's; this one has no such option
         self.__dict__.setdefault("_process_group", None)
         self.__dict__.setdefault("_report", None)
         for group in self.param_groups:
@@ -405,10 +409,10 @@ class Arturo(Optimizer):
         * ``curvature_q05``, ``_q50``, ``_q95``: curvature relative to its prior.
         * ``precision_q05``, ``_q50``, ``_q95``: precision of the weights (1/weight²).
         """
-        calls = max((group["calls"] for group in self.param_groups), default=0)
+        group = self.param_groups[0]
+        skipped = int(group["skipped"])
+        numbers = reporting.summarize(self._report, group["calls"] - skipped, skipped)
         params = [param for param, state in self.state.items() if state]
-        steps = int(self._age(_home(self.param_groups)))
-        numbers = reporting.summarize(self._report, steps, calls - steps)
         if self._report is not None:
             relative = "hessian" if self._options.noise == "fixed" else "curvature"
             unit = self._options.init_hessian if self._options.noise == "fixed" else 1.0
@@ -433,24 +437,40 @@ class Arturo(Optimizer):
             precision: Tensor = state["precision"].clone()
             return precision
         group = next(group for group in self.param_groups if any(param is member for member in group["params"]))
-        length = LENGTH_PER_LR * group["peak_lr"] if options.length_scale is None else options.length_scale
         belief = CompactBelief(*(state[name] for name in CompactBelief._fields))
-        curvature: Tensor = compact_hessian(belief, length) + options.prior
+        curvature: Tensor = compact_hessian(belief, float(self._length(group))) + options.prior
         return gaussian.tied_precision(curvature, options.temperature)
 
 
 def _complete(group: dict[str, Any], first: dict[str, Any]) -> None:
-    """Add what the optimizer itself keeps in a group: the largest lr so far, and the number of steps asked for."""
+    """Add what the optimizer itself keeps in a group, the same in all but for the first.
+
+    ``peak_lr``: the group's largest lr so far. ``calls``: steps asked for. ``skipped``: those not taken, and ``level``:
+    the mean relative curvature at the last step, both as tensors: only the device that computes them knows.
+    """
     lr = group["lr"]
     group.setdefault("peak_lr", lr.detach().clone() if isinstance(lr, Tensor) else lr)
     group.setdefault("calls", first.get("calls", 0))
+    group.setdefault("level", torch.as_tensor(first.get("level", 1.0), dtype=torch.float64).clone())
+    group.setdefault("skipped", torch.as_tensor(first.get("skipped", 0), dtype=torch.int64).clone())
+
+
+def _known(lr: float | Tensor) -> bool:
+    """Whether lr can be read without waiting for a device (or breaking a graph that is being compiled)."""
+    return not isinstance(lr, Tensor) or (lr.device.type == "cpu" and not torch.compiler.is_compiling())
+
+
+def _larger(peak: float | Tensor, lr: float | Tensor) -> float | Tensor:
+    """The larger of two learning rates, passing over one that is not finite."""
+    if isinstance(lr, Tensor):
+        peak = torch.as_tensor(peak).to(lr)
+        return torch.where(torch.isfinite(lr), torch.maximum(peak, lr), peak)
+    return max(float(peak), lr) if math.isfinite(lr) else float(peak)
 
 
 def _stands_still(lr: float | Tensor) -> bool:
-    """Whether lr is known to be 0 without asking a device: reading a tensor on an accelerator would wait for it."""
-    if isinstance(lr, Tensor):
-        return lr.device.type == "cpu" and not torch.compiler.is_compiling() and float(lr) == 0.0
-    return lr == 0.0
+    """Whether lr is known to be 0."""
+    return _known(lr) and float(lr) == 0.0
 
 
 def _scalar(value: float | Tensor, device: torch.device) -> Tensor:

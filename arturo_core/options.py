@@ -47,10 +47,10 @@ DEFAULTS: dict[str, dict[str, float]] = {"adaptive": ADAPTIVE, "fixed": PAPER}
 RADIUS_PER_LR = 0.25
 
 #: Length ℓ of the curvature prior h0 = σ/ℓ, in units of the peak learning rate.
-LENGTH_PER_LR = 4.0
+LENGTH_PER_LR = 8.0
 
 #: Length ℓ with ``trust_region="kl"``, where lr is in nats and says nothing of lengths: that of lr = 1e-3 otherwise.
-KL_LENGTH = 4e-3
+KL_LENGTH = 8e-3
 
 #: Gain of the noise estimate once the growing average of the first steps has reached it.
 NOISE_GAIN = 0.003
@@ -60,6 +60,9 @@ CURVATURE_RANGE = (0.1, 10.0)
 
 # Zero is meaningful for these two (no prior; a filter that never forgets); everything else is a positive scale.
 _MAY_BE_ZERO = {"prior_precision", "process_noise"}
+
+# Options of the whole model besides the numbers of PAPER.
+_GLOBAL = ("trust_region", "noise", "kl_rtol", "length_scale", "state_dtype", "compile", "process_group")
 
 _MEANING = {
     "temperature": "the weight κ of the prior",
@@ -167,6 +170,12 @@ def make_options(
                 f'(default {defaults[name]:g} with noise="{noise}").'
             )
         values[name] = value
+    low, high = CURVATURE_RANGE
+    if noise == "adaptive" and not low <= values["init_hessian"] <= high:
+        raise ValueError(
+            f'Arturo: init_hessian={values["init_hessian"]} must lie in [{low}, {high}] with noise="adaptive": it is '
+            "the initial curvature in units of its prior (default 1)."
+        )
     return Options(
         trust_region=trust_region,  # type: ignore[arg-type]  # checked above
         noise=noise,  # type: ignore[arg-type]
@@ -215,13 +224,13 @@ def check_group(group: dict[str, Any], trust_region: str) -> None:
         lr = float(lr)
     lr = check_number("lr", lr, unit)
     if lr < 0.0:
-        raise ValueError(f"Arturo: Invalid learning rate: {lr} must be 0 (frozen) or positive: it is {unit}.")
+        raise ValueError(f"Arturo: Invalid learning rate: {lr}. lr must be 0 (frozen) or positive: it is {unit}.")
     decay = check_number("weight_decay", group["weight_decay"], "AdamW's decoupled weight decay")
     if decay < 0.0:
-        raise ValueError(f"Arturo: Invalid weight_decay value: {decay} must be 0 (none) or positive.")
+        raise ValueError(f"Arturo: Invalid weight_decay value: {decay}. weight_decay must be 0 (none) or positive.")
     if not isinstance(group["maximize"], bool):
         raise TypeError(f"Arturo: maximize={group['maximize']!r} must be True or False.")
-    for name in PAPER | {"kl_rtol": 0.0, "trust_region": 0.0, "noise": 0.0, "state_dtype": 0.0}:
+    for name in (*PAPER, *_GLOBAL):
         if name in group:
             raise ValueError(
                 f"Arturo: {name} cannot differ between parameter groups, because one multiplier couples all "

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arturo_core.curvature import definite
 from arturo_core.options import Options
 
 
@@ -43,6 +44,11 @@ def _zeros(theta: Tensor, options: Options) -> Tensor:
     return torch.zeros_like(theta)
 
 
+def _initial_cov_hh(theta: Tensor, options: Options) -> Tensor:
+    c0 = options.init_covariance
+    return definite(c0 * (1.0 + theta * theta), c0 * theta, torch.full_like(theta, c0))
+
+
 _STEP = StateTensor("step", "steps that updated this parameter", _zeros, scalar=True)
 
 #: ``noise="fixed"``: the published algorithm in the centred form (design: ĝ = r + hθ, covariance of (ĝ, h)).
@@ -66,7 +72,7 @@ FULL = (
         lambda theta, options: options.init_covariance * (1.0 + theta * theta),
     ),
     StateTensor("cov_gh", "covariance of ĝ and h", lambda theta, options: options.init_covariance * theta),
-    StateTensor("cov_hh", "variance of h", _constant("init_covariance")),
+    StateTensor("cov_hh", "variance of h", _initial_cov_hh),
 )
 
 #: ``noise="adaptive"``: the self-calibrating compact form.
@@ -123,7 +129,7 @@ def restore(saved: dict[str, Any], param: Tensor, options: Options) -> dict[str,
                 if row.scalar
                 else torch.empty_like(like, dtype=dtype)
             )
-            restored[row.name] = fresh.copy_(saved[row.name])
+            restored[row.name] = fresh.copy_(torch.as_tensor(saved[row.name]))
     return restored
 
 
@@ -142,8 +148,11 @@ def check_saved(saved: dict[str, Any], param: Tensor, options: Options) -> None:
             '(noise="adaptive" and noise="fixed" keep different statistics; other optimizers\' states do not fit).'
         )
     for name, shape in expected.items():
-        if not isinstance(saved[name], Tensor) or tuple(saved[name].shape) != shape:
-            found = tuple(saved[name].shape) if isinstance(saved[name], Tensor) else type(saved[name]).__name__
+        value = saved[name]
+        if shape == () and isinstance(value, (int, float)):
+            continue  # dictionaries written by hand, or by optimizers of old
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
                 f"Arturo: the state to load has {name!r} of {found} where {shape} is expected: the parameters "
                 "come in another order or shape than when it was saved."

@@ -29,33 +29,35 @@ class GroupRates:
         decay: lr × weight decay; None for none.
         length: ℓ, weight units.
         maximize: whether the gradients are of a gain instead of a loss.
-        bucket: groups of one learning rate share a bucket of the dual.
     """
 
     lr: Tensor
     decay: Tensor | None
     length: Tensor
     maximize: bool
-    bucket: int
 
 
 @dataclass(frozen=True)
 class Step:
-    """Everything a step of either form works on."""
+    """Everything a step of either form works on.
+
+    Attributes:
+        chunks: the parameters, cut up; in the same order for every pass.
+        rates: of the groups that take part, by index.
+        options: of the optimizer.
+        passes: the form of the passes to run.
+        ok: 1, or 0 if the step is to be skipped; 0-dimensional, wide.
+        home: device of the scalars.
+        process_group: ranks that share the sums, or None.
+    """
 
     chunks: Sequence[Chunk]
     rates: dict[int, GroupRates]
     options: Options
     passes: Passes
     ok: Tensor
-    age: Tensor
     home: torch.device
     process_group: ProcessGroup | None
-
-    def terms(self, group: int) -> GroupTerms:
-        rates = self.rates[group]
-        decay = None if rates.decay is None else rates.decay * self.ok
-        return GroupTerms(decay, rates.length, self.weight(rates))
 
     @property
     def count(self) -> int:
@@ -63,118 +65,119 @@ class Step:
         return sum(chunk.theta.numel() for chunk in self.chunks)
 
     def reference_lr(self) -> Tensor:
-        """The largest learning rate of the step: the metric's unit of length."""
+        """The largest learning rate of the step."""
         return torch.stack([rates.lr for rates in self.rates.values()]).amax()
 
-    def weight(self, rates: GroupRates) -> Tensor:
-        """ω of a group: (lr_ref/lr)² with "rms"; a group that stands still does not count."""
-        if self.options.trust_region == "kl":
-            return torch.ones_like(rates.lr)
-        ratio = self.reference_lr() / rates.lr
-        return torch.where(rates.lr > 0.0, ratio * ratio, torch.ones_like(ratio))
-
-    def budget(self, precision: Tensor) -> Tensor:
-        """2ε: twice lr in nats with "kl"; with "rms" what moving every weight by the trust radius would spend.
-
-        Args:
-            precision: Σ λ over all parameters of the step.
-        """
-        lr = self.reference_lr()
-        return 2.0 * lr if self.options.trust_region == "kl" else (RADIUS_PER_LR * lr) ** 2 * precision
+    def local(self) -> list[Local]:
+        """The scalars of every chunk; chunks of one group, device and dtype share theirs."""
+        known: dict[tuple[int, torch.device, torch.dtype], Local] = {}
+        found = []
+        for chunk in self.chunks:
+            key = (chunk.group, chunk.theta.device, chunk.state[0].dtype)
+            if key not in known:
+                known[key] = Local.of(self, *key)
+            found.append(known[key])
+        return found
 
 
 @dataclass(frozen=True)
 class Local:
-    """The scalars of a step where a chunk lives: on its device, in its dtype, looked up once for all its chunks."""
+    """The scalars of a step where a chunk lives: on its device, in its dtype."""
 
     ok: Tensor
     terms: GroupTerms
-    gains: Gains | None = None
+
+    @classmethod
+    def of(cls, step: Step, group: int, device: torch.device, dtype: torch.dtype) -> Local:
+        rates = step.rates[group]
+        # Not a product with ok: a learning rate that is not finite skips the step, and 0·NaN would be NaN.
+        decay = None if rates.decay is None else torch.where(step.ok > 0.0, rates.decay, 0.0).to(device, dtype)
+        weight = torch.ones_like(rates.lr)
+        if step.options.trust_region == "rms":
+            weight = torch.where(rates.lr > 0.0, (step.reference_lr() / rates.lr) ** 2, weight)
+        return cls(
+            ok=step.ok.to(device, dtype),
+            terms=GroupTerms(decay, rates.length.to(device, dtype), weight.to(device, dtype)),
+        )
 
 
-def _localize(step: Step, gains: Gains | None = None) -> list[Local]:
-    """One entry a chunk; chunks of one group, device and dtype share theirs."""
-    known: dict[tuple[int, torch.device, torch.dtype], Local] = {}
-    found = []
-    for chunk in step.chunks:
-        device, dtype = chunk.theta.device, chunk.state[0].dtype
-        key = (chunk.group, device, dtype)
-        if key not in known:
+def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
+    """A step of the self-calibrating form: two passes, the dual in closed form.
 
-            def here(value: Tensor, device: torch.device = device, dtype: torch.dtype = dtype) -> Tensor:
-                return value.to(device, dtype)
+    Takes the mean relative curvature of the last step, and returns that of this one with the report.
 
-            terms = step.terms(chunk.group)
-            known[key] = Local(
-                ok=here(step.ok),
-                terms=GroupTerms(
-                    None if terms.decay is None else here(terms.decay), here(terms.length), here(terms.weight)
-                ),
-                gains=None if gains is None else Gains(*map(here, gains)),
-            )
-        found.append(known[key])
-    return found
-
-
-def compact_step(step: Step) -> Report:
-    """A step of the self-calibrating form: two passes, the dual in closed form."""
+    With "rms" the bound is the KL divergence that moving every weight by the trust radius of its own group would spend,
+    ε = ½ Σ λ (c·lr)². As ℓ follows lr, so does Newton's step −a/b ∝ ℓ, and groups move in proportion to their lr.
+    """
     options, ok = step.options, step.ok
-    predicted = riccati(step.age, options.process_noise)
-    gain = predicted / (1.0 + predicted)
-    gains = Gains(
-        gradient=ok * gain,
-        noise=ok * torch.clamp(1.0 / (1.0 + step.age), min=NOISE_GAIN),
-        curvature=ok * options.init_covariance,
-        predicted=predicted,
-    )
-    local = _localize(step, gains)
-    buckets = 1 + max((rates.bucket for rates in step.rates.values()), default=0)
-    rows: list[list[Sequence[Tensor]]] = [[] for _ in range(buckets)]
-    for chunk, here in zip(step.chunks, local, strict=True):
-        assert here.gains is not None
-        rates = step.rates[chunk.group]
+    local = step.local()
+    gains = _gains(step, level)
+    rows: dict[int, list[Sequence[Tensor]]] = {group: [] for group in step.rates}
+    for chunk, here, gain in zip(step.chunks, local, gains, strict=True):
         observed = step.passes.compact_observe(
             chunk.theta,
             chunk.grad,
             CompactBelief(*chunk.state),
             here.ok,
-            here.gains,
+            gain,
             here.terms,
             options,
-            rates.maximize,
+            step.rates[chunk.group].maximize,
         )
-        rows[rates.bucket].append(observed)
-    sums = torch.stack([reductions.totals(bucket, 3, step.home) for bucket in rows])
-    decrement, curvatures, surprises = reductions.across(sums, step.process_group).unbind(dim=1)
-    curvature, surprise = curvatures.sum(), surprises.sum()
-
-    weight = torch.ones_like(decrement)
-    alive = torch.ones_like(decrement)
-    for rates in step.rates.values():
-        weight[rates.bucket] = step.weight(rates)
-        alive[rates.bucket] = (rates.lr > 0.0).to(alive.dtype)
-    budget = step.budget(curvature / options.temperature)
-    multiplier, factor = trust_region.tied_multiplier(
-        decrement * alive, weight, budget, options.temperature, options.kl_rtol
+        rows[chunk.group].append([*observed, torch.full_like(observed.decrement, chunk.theta.numel())])
+    # One row a group; a group that stands still on its device takes no part.
+    sums = torch.stack([reductions.totals(row, 5, step.home) for row in rows.values()])
+    decrement, stiffness, deviation, surprise, elements = reductions.across(sums, step.process_group).unbind(dim=1)
+    lr = torch.stack([rates.lr for rates in step.rates.values()])
+    length = torch.stack([rates.length for rates in step.rates.values()])
+    precision = (stiffness / length + options.prior * elements) / options.temperature
+    budget = (
+        2.0 * step.reference_lr() if options.trust_region == "kl" else RADIUS_PER_LR**2 * (lr * lr * precision).sum()
     )
-    factor = factor * alive * ok
+    alive = (lr > 0.0).to(lr.dtype)
+    multiplier, factor = trust_region.tied_multiplier((alive * decrement).sum(), budget, options.temperature)
+    factors = torch.where((ok > 0.0) & (lr > 0.0), factor, 0.0)
+    factor_of = dict(zip(step.rates, factors.unbind(), strict=True))
     moved = []
-    factors: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
     for chunk, here in zip(step.chunks, local, strict=True):
-        key = (step.rates[chunk.group].bucket, chunk.theta.device, chunk.state[0].dtype)
-        if key not in factors:
-            factors[key] = factor[key[0]].to(here.ok)
-        squared = step.passes.compact_apply(chunk.theta, CompactBelief(*chunk.state), factors[key], here.terms, options)
+        squared = step.passes.compact_apply(
+            chunk.theta, CompactBelief(*chunk.state), factor_of[chunk.group].to(here.ok), here.terms, options
+        )
         moved.append([squared])
         chunk.write_back()
-    length = reductions.totals(moved, 1, step.home)[0]
-    return Report(multiplier, ok, surprise, length, step.count)
+    squared_length = reductions.totals(moved, 1, step.home)[0]
+    found = stiffness.sum() / deviation.sum()
+    level = torch.where((ok > 0.0) & torch.isfinite(found) & (found > 0.0), found, level)
+    return Report(multiplier, ok, surprise.sum(), squared_length, step.count), level
+
+
+def _gains(step: Step, level: Tensor) -> list[Gains]:
+    """The filter's gains of every chunk: each parameter's filter is as old as the updates it has had."""
+    sources = {id(source): source for chunk in step.chunks for source in chunk.sources}
+    if not sources:
+        return []
+    ages = torch.stack([source.step.to(step.home) for source in sources.values()]).to(step.ok.dtype)
+    predicted = riccati(ages, step.options.process_noise)
+    columns = Gains(
+        gradient=step.ok * predicted / (1.0 + predicted),
+        noise=step.ok * torch.clamp(1.0 / (1.0 + ages), min=NOISE_GAIN),
+        curvature=(step.ok * step.options.init_covariance).expand_as(ages),
+        predicted=predicted,
+        level=torch.where(step.ok > 0.0, level, 1.0).expand_as(ages),
+    )
+    row = {key: index for index, key in enumerate(sources)}
+    found = []
+    for chunk in step.chunks:
+        like = chunk.state[0]
+        local = Gains(*(column.to(like) for column in columns))
+        found.append(Gains(*(chunk.spread([column[row[id(source)]] for source in chunk.sources]) for column in local)))
+    return found
 
 
 def full_step(step: Step) -> Report:
     """A step of the published form: observe, the evaluations of the dual, apply."""
     options, ok = step.options, step.ok
-    local = _localize(step)
+    local = step.local()
     rows: list[list[Tensor]] = []
     lowest: list[Tensor] = []
     spectra: list[trust_region.Spectrum] = []
@@ -182,6 +185,7 @@ def full_step(step: Step) -> Report:
         precision, *belief = chunk.state
         # Read by every evaluation of the dual: two tensors instead of the four they come from.
         spectra.append(trust_region.Spectrum(torch.empty_like(precision), torch.empty_like(precision)))
+        first = chunk.spread([(source.step == 0).to(precision) for source in chunk.sources])
         observed = step.passes.full_observe(
             chunk.theta,
             chunk.grad,
@@ -189,7 +193,7 @@ def full_step(step: Step) -> Report:
             FullBelief(*belief),
             spectra[-1],
             here.ok,
-            (chunk.step == 0).to(precision.dtype),
+            first,
             here.terms,
             options,
             step.rates[chunk.group].maximize,
@@ -198,32 +202,32 @@ def full_step(step: Step) -> Report:
         rows.append([observed.total, observed.value, observed.first, observed.precision, observed.surprise])
     least = reductions.least(lowest, step.home, step.process_group)
     sums = reductions.across(reductions.totals(rows, 5, step.home), step.process_group)
-    total, value, first, precision_sum, surprise = sums.unbind()
+    total, value, first_derivative, precision_sum, surprise = sums.unbind()
 
+    lr = step.reference_lr()
+    budget = 2.0 * lr if options.trust_region == "kl" else (RADIUS_PER_LR * lr) ** 2 * precision_sum
     eta_min = (-least).clamp(min=0.0)
     convex = least > 0.0
-    budget = step.budget(precision_sum)
     # Negative curvature somewhere: the Newton step does not exist, and the bound decides.
-    newton = trust_region.SecularSums(torch.where(convex, value, torch.full_like(value, torch.inf)), first, first)
+    newton_value = torch.where(convex, value, torch.inf)
+    newton = trust_region.SecularSums(newton_value, first_derivative, first_derivative)
     bracket = trust_region.start(budget, total, newton, convex)
     for _ in range(trust_region.EVALUATIONS):
         points = {here.ok: (eta_min.to(here.ok), bracket.t.to(here.ok)) for here in local}
-        sums = reductions.totals(
-            [
-                step.passes.full_secular(spectrum, *points[here.ok])
-                for spectrum, here in zip(spectra, local, strict=True)
-            ],
-            3,
-            step.home,
-        )
-        sums = reductions.across(sums, step.process_group)
+        rows_here = [
+            step.passes.full_secular(spectrum, *points[here.ok]) for spectrum, here in zip(spectra, local, strict=True)
+        ]
+        sums = reductions.across(reductions.totals(rows_here, 3, step.home), step.process_group)
         bracket = trust_region.advance(bracket, trust_region.SecularSums(*sums.unbind()), budget)
-    multiplier = trust_region.settle(bracket, newton.value, eta_min, budget, options.kl_rtol)
+    multiplier = trust_region.settle(bracket, newton_value, eta_min, budget, options.kl_rtol)
+    # A skipped step takes a step of length zero from a point where nothing is infinite.
+    point = (
+        torch.where(ok > 0.0, multiplier.eta_min, 0.0),
+        torch.where(ok > 0.0, multiplier.t, 1.0),
+        torch.where(ok > 0.0, multiplier.scale, 0.0),
+    )
+    solved = {here.ok: (point[0].to(here.ok), point[1].to(here.ok), point[2].to(here.ok)) for here in local}
     moved = []
-    solved = {
-        here.ok: (multiplier.eta_min.to(here.ok), multiplier.t.to(here.ok), (multiplier.scale * ok).to(here.ok))
-        for here in local
-    }
     for chunk, spectrum, here in zip(step.chunks, spectra, local, strict=True):
         precision, *belief = chunk.state
         squared = step.passes.full_apply(

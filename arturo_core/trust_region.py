@@ -170,44 +170,30 @@ def settle(bracket: Bracket, newton_value: Tensor, eta_min: Tensor, budget: Tens
     )
 
 
-def tied_multiplier(
-    decrement: Tensor, weight: Tensor, budget: Tensor, temperature: float, kl_rtol: float
-) -> tuple[Multiplier, Tensor]:
-    """The dual where the precision is tied to the curvature, λ = b/κ, in closed form.
+def tied_multiplier(decrement: Tensor, budget: Tensor, temperature: float) -> tuple[Multiplier, Tensor]:
+    """The dual in closed form where the precision is tied to the curvature, λ = b/κ.
 
-    There δ = −f·a/b with f = 1/(1 + ωη/κ): a step never longer than Newton's. Buckets of parameters differ by
-    the weight ω of their precision in the metric (groups of different learning rate); with one bucket
-    1 + ωη/κ = max(1, √(ω Σ(a²/b) / (2εκ))), and with several the same search as :func:`advance` runs on the
-    buckets' sums, which needs no further pass over the parameters.
+    There δ = −f·a/b with f = 1/(1 + η/κ), a step never longer than Newton's, and 2·KL = f² Σ(a²/b)/κ, so
+    1 + η/κ = max(1, √(Σ(a²/b) / (2εκ))).
 
     Args:
-        decrement: Σ a²/b of every bucket (the Newton decrement), shape (buckets,), float64.
-        weight: ω of every bucket, same shape.
+        decrement: Σ a²/b, the Newton decrement; 0-dimensional, wide.
         budget: 2ε.
         temperature: κ.
-        kl_rtol: tolerance of the bound.
 
     Returns:
-        The multiplier, and f of every bucket (its ``scale`` included), shape (buckets,).
+        The multiplier, and f.
     """
-    rate = weight / temperature
-    spent = (rate * decrement).sum()
-    zero = torch.zeros_like(budget)
-    if decrement.numel() == 1:
-        ratio = torch.sqrt(spent / budget).clamp(min=1.0)
-        ratio = torch.where(torch.isfinite(ratio), ratio, torch.ones_like(ratio))
-        active = spent > budget
-        value = torch.where(active, budget, spent)
-        eta = (ratio - 1.0) / rate[0]
-        one = torch.ones_like(budget)
-        multiplier = Multiplier(zero, eta, one, 0.5 * value, 0.5 * budget, active.to(value.dtype))
-        return multiplier, (1.0 / ratio).reshape(1)
-    # One coordinate a bucket, with b = 1, a² the decrement and the rate for λ.
-    terms = spectrum(torch.sqrt(decrement), torch.ones_like(rate), rate)
-    newton = secular_sums(terms, 0.0, 0.0)
-    total = wide_sum(terms.slope * terms.slope)
-    bracket = start(budget, total, newton, torch.ones_like(budget, dtype=torch.bool))
-    for _ in range(3 * EVALUATIONS):
-        bracket = advance(bracket, secular_sums(terms, 0.0, bracket.t), budget)
-    multiplier = settle(bracket, newton.value, zero, budget, kl_rtol)
-    return multiplier, multiplier.scale / (1.0 + multiplier.t * rate)
+    newton = decrement / temperature
+    active = newton > budget
+    ratio = torch.where(active, torch.sqrt(newton / budget), torch.ones_like(newton))
+    zero = torch.zeros_like(newton)
+    multiplier = Multiplier(
+        eta_min=zero,
+        t=temperature * (ratio - 1.0),
+        scale=torch.ones_like(newton),
+        kl=0.5 * newton / (ratio * ratio),
+        bound=0.5 * budget,
+        active=active.to(newton.dtype),
+    )
+    return multiplier, 1.0 / ratio

@@ -8,7 +8,7 @@ a chunk; :meth:`Chunk.write_back` then returns what was packed to the tensors it
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,13 +32,21 @@ class Chunk:
     theta: Tensor
     grad: Tensor
     state: tuple[Tensor, ...]
-    step: Tensor  # 0-dimensional, or one entry an element where parameters are packed
     group: int
-    sources: list[Source] = field(default_factory=list)  # empty for a slice, which shares its memory
+    sources: list[Source]
+    packed: bool  # a copy of several parameters, instead of a slice that shares the memory of one
+
+    def spread(self, values: Sequence[Tensor]) -> Tensor:
+        """One scalar a source, as a scalar of a slice or as one entry an element of a pack."""
+        if not self.packed:
+            return values[0]
+        return torch.cat(
+            [value.expand(source.theta.numel()) for value, source in zip(values, self.sources, strict=True)]
+        )
 
     def write_back(self) -> None:
         """Copy a packed chunk's weights and state to the tensors they were packed from."""
-        if not self.sources:
+        if not self.packed:
             return
         sizes = [source.theta.numel() for source in self.sources]
         _scatter(self.theta, [source.theta for source in self.sources], sizes)
@@ -67,7 +75,9 @@ def chunks(sources: Iterable[Source], size: int) -> Iterator[Chunk]:
             theta, grad, *state = flat
             for start in range(0, count, size):
                 part = slice(start, start + size)
-                yield Chunk(theta[part], grad[part], tuple(tensor[part] for tensor in state), source.step, source.group)
+                yield Chunk(
+                    theta[part], grad[part], tuple(tensor[part] for tensor in state), source.group, [source], False
+                )
             continue
         key = (source.group, source.theta.device, source.theta.dtype, source.grad.dtype)
         if filled.get(key, 0) + count > size and key in open_packs:
@@ -85,9 +95,9 @@ def _pack(sources: list[Source]) -> Chunk:
         theta=_join([source.theta for source in sources]),
         grad=_join([source.grad for source in sources]),
         state=tuple(_join([source.state[index] for source in sources]) for index in range(len(head.state))),
-        step=torch.cat([source.step.expand(source.theta.numel()) for source in sources]),
         group=head.group,
         sources=sources,
+        packed=True,
     )
 
 

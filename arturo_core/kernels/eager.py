@@ -17,6 +17,7 @@ from arturo_core.curvature import (
     CompactBelief,
     FullBelief,
     Gains,
+    slack,
 )
 from arturo_core.gaussian import precision_floor
 from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
@@ -70,13 +71,16 @@ def compact_observe(
     scaled = torch.div(surprise, variance, out=variance)
     counted = torch.dot(surprise, scaled)
     growth = moved.mul_(scaled).mul_(gains.curvature).clamp_(-CURVATURE_STEP, CURVATURE_STEP).exp_()
-    curvature.mul_(growth).clamp_(*CURVATURE_RANGE)
-    steepness = deviation.mul_(curvature).div_(terms.length)
+    curvature.mul_(growth.div_(gains.level)).clamp_(*CURVATURE_RANGE)
+    total = deviation.sum()
+    steepness = deviation.mul_(curvature)
+    stiffness = steepness.sum()
+    steepness.div_(terms.length)
     if options.prior:
         steepness.add_(options.prior)
     slope = _slope(gradient, theta, options)
     newton = torch.div(slope, steepness, out=moved)
-    return CompactObserved(torch.dot(newton, slope), steepness.sum(), counted)
+    return CompactObserved(torch.dot(newton, slope), stiffness, total, counted)
 
 
 def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> Tensor:
@@ -97,16 +101,16 @@ def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: G
 def _recentre_(belief: FullBelief, displacement: Tensor, floor: Tensor, shift: Tensor) -> None:
     """Re-centre in place; ``floor`` and ``shift`` are temporaries."""
     gradient, hessian, cov_gg, cov_gh, cov_hh = belief
-    slack = 16.0 * torch.finfo(cov_gg.dtype).eps
+    apart = slack(cov_gg.dtype)
     gradient.addcmul_(hessian, displacement)
-    torch.mul(cov_gg, slack, out=floor)
+    torch.mul(cov_gg, apart, out=floor)
     torch.mul(cov_hh, displacement, out=shift)
     # δ(2 Pgh + δ Phh), with Pgh moved by δ Phh in between: δ(Pgh_old + Pgh_new).
     cov_gg.addcmul_(cov_gh, displacement)
     cov_gh.add_(shift)
     cov_gg.addcmul_(cov_gh, displacement)
     torch.maximum(cov_gg, floor, out=cov_gg)
-    least = torch.mul(cov_gh, cov_gh, out=shift).div_(cov_gg).mul_(1.0 + slack)
+    least = torch.mul(cov_gh, cov_gh, out=shift).div_(cov_gg).mul_(1.0 + apart)
     torch.maximum(cov_hh, least, out=cov_hh)
 
 

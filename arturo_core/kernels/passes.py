@@ -18,7 +18,7 @@ class GroupTerms(NamedTuple):
         decay: lr × weight decay, zero when the step is skipped; None for none.
         length: ℓ, the length of the curvature prior (weight units); compact form only.
         weight: ω, weight of this group's precision in the KL metric, (lr_ref/lr)² with
-            ``trust_region="rms"`` and 1 with "kl".
+            ``trust_region="rms"`` and 1 with "kl"; full form only.
     """
 
     decay: Tensor | None
@@ -30,7 +30,8 @@ class CompactObserved(NamedTuple):
     """Sums over a chunk, 0-dimensional, wide."""
 
     decrement: Tensor  # Σ a²/b
-    curvature: Tensor  # Σ b
+    stiffness: Tensor  # Σ s√R
+    deviation: Tensor  # Σ √R
     surprise: Tensor  # Σ e²/S
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from arturo_core.curvature import (
     COVARIANCE_LIMIT,
+    NOISE_FLOOR,
     CompactBelief,
     FullBelief,
     Gains,
@@ -55,7 +56,13 @@ def compact_observe(
     updated, surprise = compact_update(moved, observed, gains, terms.length, CURVATURE_RANGE)
     _store(belief, updated)
     slope, curvature = _compact_surrogate(theta, updated, terms, options)
-    return CompactObserved(wide_sum(slope * slope / curvature), wide_sum(curvature), wide_sum(surprise))
+    deviation = torch.sqrt(updated.noise + NOISE_FLOOR)
+    return CompactObserved(
+        decrement=wide_sum(slope * slope / curvature),
+        stiffness=wide_sum(updated.curvature * deviation),
+        deviation=wide_sum(deviation),
+        surprise=wide_sum(surprise),
+    )
 
 
 def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> Tensor:

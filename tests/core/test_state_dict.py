@@ -238,7 +238,7 @@ def test_parameters_missing_from_the_state_start_afresh(options):
 # -- older dictionaries ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["maximize", "weight_decay", "calls", "peak_lr"])
+@pytest.mark.parametrize("key", ["maximize", "weight_decay", "calls", "peak_lr", "skipped", "level"])
 @every_mode
 def test_missing_group_keys_are_filled_in(options, key):
     _, source = trained(options)
