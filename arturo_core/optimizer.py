@@ -216,7 +216,7 @@ class Arturo(Optimizer):
         except (ValueError, TypeError, NotImplementedError):
             self.param_groups.pop()
             raise
-        _complete(group, self.param_groups[0])
+        _complete(group, self._first_group())
 
     # -- the step ----------------------------------------------------------------------------------------------
 
@@ -270,7 +270,7 @@ class Arturo(Optimizer):
         if options.noise == "fixed":
             self._report = stepping.full_step(step)
         else:
-            self._report, level = stepping.compact_step(step, _scalar(self.param_groups[0]["level"], home))
+            self._report, level = stepping.compact_step(step, _scalar(self._first_group()["level"], home))
             for group in self.param_groups:
                 group["level"] = level
         torch._foreach_add_([source.step for source in sources], step.ok.to(torch.float32))
@@ -379,12 +379,20 @@ class Arturo(Optimizer):
         self.defaults.pop("differentiable", None)  # torch adds it to every optimizer's; this one has no such option
         self.__dict__.setdefault("_process_group", None)
         self.__dict__.setdefault("_report", None)
+        for param, saved in self.__dict__.pop("_loading", ()):
+            self.state[param] = restore(saved, param, self._options)
+        # Older checkpoints lack keys; distributed checkpointing loses all those of an empty first group.
+        first = self._first_group()
+        if "calls" not in first and self.state:
+            first["calls"] = max(int(state["step"]) for state in self.state.values())
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-            _complete(group, self.param_groups[0])
-        for param, saved in self.__dict__.pop("_loading", ()):
-            self.state[param] = restore(saved, param, self._options)
+            _complete(group, first)
+
+    def _first_group(self) -> dict[str, Any]:
+        """The group whose shared entries count: the first that has parameters."""
+        return next((group for group in self.param_groups if group["params"]), self.param_groups[0])
 
     def __getstate__(self) -> dict[str, Any]:
         # A process group cannot be pickled or copied; the last step's report is not state.
@@ -409,7 +417,7 @@ class Arturo(Optimizer):
         * ``curvature_q05``, ``_q50``, ``_q95``: curvature relative to its prior.
         * ``precision_q05``, ``_q50``, ``_q95``: precision of the weights (1/weight²).
         """
-        group = self.param_groups[0]
+        group = self._first_group()
         skipped = int(group["skipped"])
         numbers = reporting.summarize(self._report, group["calls"] - skipped, skipped)
         params = [param for param, state in self.state.items() if state]

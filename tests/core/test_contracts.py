@@ -362,27 +362,32 @@ def test_honest_bound_over_many_decades(lr):
     assert active > 0
 
 
-@every_noise
-def test_groups_scale_the_metric(options):
-    """Σ over groups of λ(δ/lr)² is at most 0.25² Σ λ, and equal to it where the bound is active."""
+def grouped(noise):
+    """Four groups of different lr, and for each of 30 steps: λ, the displacements, and what was reported."""
     rates = [1e-2, 3e-3, 1e-3, 3e-3]
     torch.manual_seed(1)
     params = [Parameter(torch.randn(30, dtype=torch.float64)) for _ in rates]
-    groups = [{"params": [param], "lr": lr} for param, lr in zip(params, rates, strict=True)]
-    optimizer = Arturo(groups, noise=options["noise"])
-    active = 0
+    optimizer = Arturo([{"params": [p], "lr": lr} for p, lr in zip(params, rates, strict=True)], noise=noise)
     for index in range(30):
         before = [param.detach().clone() for param in params]
         precision = [optimizer.precision(param) if index else torch.full_like(param, 100.0) for param in params]
         train(optimizer, params, [index])
-        if options["noise"] == "adaptive":
+        if noise == "adaptive":
             precision = [optimizer.precision(param) for param in params]
-        spent = sum(
-            (lam * ((param.detach() - start) / lr).square()).sum().item()
-            for lam, param, start, lr in zip(precision, params, before, rates, strict=True)
-        )
-        bound = 0.25**2 * sum(lam.sum().item() for lam in precision)
-        numbers = optimizer.diagnostics()
+        moved = [param.detach() - start for param, start in zip(params, before, strict=True)]
+        yield rates, precision, moved, optimizer.diagnostics()
+
+
+def total(*columns):
+    return sum(float(math.prod(row).sum()) for row in zip(*columns, strict=True))
+
+
+def test_groups_scale_the_metric_of_the_full_form():
+    """Σ over groups of λ(δ/lr)² is at most 0.25² Σ λ, and equal to it where the bound is active."""
+    active = 0
+    for rates, precision, moved, numbers in grouped("fixed"):
+        spent = total(precision, [(step / lr) ** 2 for step, lr in zip(moved, rates, strict=True)])
+        bound = 0.25**2 * total(precision)
         assert spent <= bound * (1.0 + 1e-3)
         # In units of the largest lr these are twice the divergence used and its bound.
         assert numbers["kl"] == pytest.approx(0.5 * spent * 1e-2**2, rel=1e-6)
@@ -391,6 +396,22 @@ def test_groups_scale_the_metric(options):
             active += 1
             assert spent == pytest.approx(bound, rel=1e-3)
     assert active >= 10
+
+
+def test_groups_of_the_adaptive_form_share_the_divergence_of_their_radii():
+    """½ Σ λδ² is at most ½ Σ λ(0.25 lr)² with every group's own lr, and groups move in proportion to it."""
+    active, lengths = 0, []
+    for rates, precision, moved, numbers in grouped("adaptive"):
+        spent = 0.5 * total(precision, [step**2 for step in moved])
+        bound = 0.5 * total(precision, [(0.25 * lr) ** 2 for lr in rates])
+        assert spent <= bound * (1.0 + 1e-3)
+        assert numbers["kl"] == pytest.approx(spent, rel=1e-6)
+        assert numbers["kl_bound"] == pytest.approx(bound, rel=1e-6)
+        active += numbers["bound_active"]
+        lengths.append([float(step.norm()) / lr for step, lr in zip(moved, rates, strict=True)])
+    assert active >= 10
+    relative = torch.tensor(lengths).mean(dim=0)
+    assert relative.max() / relative.min() < 1.5
 
 
 @every_mode
