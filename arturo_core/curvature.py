@@ -15,7 +15,6 @@ Pure functions of tensors that broadcast against each other; nothing here knows 
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -196,22 +195,18 @@ def compact_recentre(belief: CompactBelief, displacement: Tensor, length: float 
     )
 
 
-def riccati(age: Tensor, process_noise: float, initial: float = 1.0) -> Tensor:
-    """Predicted variance of ĝ, in units of R, before update number ``age`` + 1.
+def riccati(variance: Tensor, process_noise: Tensor | float) -> tuple[Tensor, Tensor]:
+    """One step of the scalar Riccati recursion for the variance of ĝ, in units of R.
 
-    The scalar Riccati recursion p ← (p + ρ)/(1 + p + ρ) from ``initial`` in closed form (it is a
-    Möbius map, so (p − p₊)/(p + p₋) shrinks by one constant factor a step). The gain of the update is p/(1 + p).
-    It falls like 1/t at first, the average of the gradients seen so far, and settles near √ρ.
+    It is the same in every coordinate, and starts from 1: before any gradient, ĝ = 0 is as uncertain as one gradient is
+    noisy. With constant ρ the gain falls like 1/t at first, the average of the gradients so far, and settles near √ρ.
 
     Args:
-        age: updates so far, any shape.
-        process_noise: ρ, the drift of the gradient per step in units of R.
-        initial: prior variance of ĝ in units of R.
+        variance: of ĝ after the last update, any shape.
+        process_noise: ρ, the variance by which the expected gradient drifts from step to step.
+
+    Returns:
+        The variance predicted for this step, p, and the gain k = p/(1 + p), which is the variance after it, too.
     """
-    if process_noise == 0.0:
-        return initial / (1.0 + initial * age)
-    root = math.sqrt(process_noise * process_noise + 4.0 * process_noise)
-    stable, unstable = (root - process_noise) / 2.0, (root + process_noise) / 2.0
-    rate = (2.0 + process_noise - root) / (2.0 + process_noise + root)
-    ratio = (initial - stable) / (initial + unstable) * torch.pow(rate, age)
-    return (stable + unstable * ratio) / (1.0 - ratio) + process_noise
+    predicted = variance + process_noise
+    return predicted, predicted / (1.0 + predicted)

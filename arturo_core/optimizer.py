@@ -74,10 +74,10 @@ class Arturo(Optimizer):
         init_covariance: the filter's uncertainty of the curvature: with "adaptive" the (constant) variance of the
             logarithm of the relative curvature (0.2), with "fixed" the initial variance of intercept and slope (5e-5).
         measurement_noise: R, variance of a gradient's noise, "fixed" only (there 1.21975, gradient units²).
-        process_noise: d, variance by which the model drifts in a step; in units of the estimated R with "adaptive"
-            (0.03), in absolute units with "fixed" (0.00245526).
+        process_noise: d, variance by which the model drifts in a step: in absolute units with "fixed" (0.00245526); with
+            "adaptive" in units of the estimated R at the peak learning rate (0.03), falling with lr².
         length_scale: ℓ, the displacement over which curvature is expected to change a gradient by its own noise,
-            "adaptive" only (weight units). Default: 8 × the largest lr seen so far, or 8e-3 with
+            "adaptive" only (weight units). Default: 8 × the largest lr of a step so far, or 8e-3 with
             ``trust_region="kl"``.
         state_dtype: dtype of the state under narrower parameters: ``torch.float32`` or ``torch.float64``.
         maximize: ascend instead of descend.
@@ -273,7 +273,7 @@ class Arturo(Optimizer):
             self._report, level = stepping.compact_step(step, _scalar(self._first_group()["level"], home))
             for group in self.param_groups:
                 group["level"] = level
-        torch._foreach_add_([source.step for source in sources], step.ok.to(torch.float32))
+        torch._foreach_add_([source.scalars["step"] for source in sources], step.ok.to(torch.float32))
         for group in self.param_groups:
             group["calls"] += 1
             group["skipped"] = group["skipped"].to(home) + (step.ok == 0.0)
@@ -289,12 +289,13 @@ class Arturo(Optimizer):
                     found.append((index, param))
         self._allocate()
         names = [row.name for row in table(self._options) if not row.scalar]
+        scalars = [row.name for row in table(self._options) if row.scalar]
         return [
             Source(
                 theta=real_view(param.detach()),
                 grad=real_view(param.grad.detach()),  # type: ignore[union-attr]  # has one
                 state=tuple(self.state[param][name] for name in names),
-                step=self.state[param]["step"],
+                scalars={name: self.state[param][name] for name in scalars},
                 group=index,
             )
             for index, param in found
@@ -326,6 +327,7 @@ class Arturo(Optimizer):
                 lr=lr,
                 decay=lr * decay if decay else None,
                 length=_scalar(self._length(group), home),
+                share=lr / _scalar(group["peak_lr"], home).clamp(min=torch.finfo(lr.dtype).tiny),
                 maximize=group["maximize"],
             )
         return rates
@@ -388,6 +390,7 @@ class Arturo(Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+            group.setdefault("peak_lr", group["lr"])
             _complete(group, first)
 
     def _first_group(self) -> dict[str, Any]:
@@ -453,11 +456,10 @@ class Arturo(Optimizer):
 def _complete(group: dict[str, Any], first: dict[str, Any]) -> None:
     """Add what the optimizer itself keeps in a group, the same in all but for the first.
 
-    ``peak_lr``: the group's largest lr so far. ``calls``: steps asked for. ``skipped``: those not taken, and ``level``:
+    ``peak_lr``: the largest lr that a step of the group had. ``calls``: steps asked for. ``skipped``: those not taken, and ``level``:
     the mean relative curvature at the last step, both as tensors: only the device that computes them knows.
     """
-    lr = group["lr"]
-    group.setdefault("peak_lr", lr.detach().clone() if isinstance(lr, Tensor) else lr)
+    group.setdefault("peak_lr", 0.0)
     group.setdefault("calls", first.get("calls", 0))
     group.setdefault("level", torch.as_tensor(first.get("level", 1.0), dtype=torch.float64).clone())
     group.setdefault("skipped", torch.as_tensor(first.get("skipped", 0), dtype=torch.int64).clone())

@@ -44,6 +44,10 @@ def _zeros(theta: Tensor, options: Options) -> Tensor:
     return torch.zeros_like(theta)
 
 
+def _ones(theta: Tensor, options: Options) -> Tensor:
+    return torch.ones_like(theta)
+
+
 def _initial_cov_hh(theta: Tensor, options: Options) -> Tensor:
     c0 = options.init_covariance
     return definite(c0 * (1.0 + theta * theta), c0 * theta, torch.full_like(theta, c0))
@@ -79,6 +83,7 @@ FULL = (
 COMPACT = (
     _STEP,
     StateTensor("gradient", "ĝ, expected gradient at the current mean (gradient units)", _zeros),
+    StateTensor("variance", "variance of ĝ in units of R, the same for every element", _ones, scalar=True),
     StateTensor("noise", "R, variance of the gradient's noise (gradient units²)", _zeros),
     StateTensor(
         "curvature",
@@ -107,10 +112,8 @@ def state_dtype(param: Tensor, options: Options) -> torch.dtype:
 def allocate(param: Tensor, options: Options) -> dict[str, Tensor]:
     """The state of one parameter before its first gradient."""
     theta = real_view(param.detach()).to(state_dtype(param, options))
-    return {
-        row.name: torch.zeros((), dtype=torch.float32, device=param.device) if row.scalar else row.init(theta, options)
-        for row in table(options)
-    }
+    scalar = torch.zeros((), dtype=torch.float32, device=param.device)
+    return {row.name: row.init(scalar if row.scalar else theta, options) for row in table(options)}
 
 
 def restore(saved: dict[str, Any], param: Tensor, options: Options) -> dict[str, Any]:

@@ -28,12 +28,14 @@ class GroupRates:
         lr: learning rate, or the KL bound in nats.
         decay: lr × weight decay; None for none.
         length: ℓ, weight units.
+        share: lr as a share of the group's largest so far.
         maximize: whether the gradients are of a gain instead of a loss.
     """
 
     lr: Tensor
     decay: Tensor | None
     length: Tensor
+    share: Tensor
     maximize: bool
 
 
@@ -152,24 +154,33 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
 
 
 def _gains(step: Step, level: Tensor) -> list[Gains]:
-    """The filter's gains of every chunk: each parameter's filter is as old as the updates it has had."""
-    sources = {id(source): source for chunk in step.chunks for source in chunk.sources}
+    """The filter's gains of every chunk; each parameter's filter is as far as the updates it has had.
+
+    The expected gradient drifts because the weights move: its process noise falls with the square of the step length.
+    """
+    sources = list({id(source): source for chunk in step.chunks for source in chunk.sources}.values())
     if not sources:
         return []
-    ages = torch.stack([source.step.to(step.home) for source in sources.values()]).to(step.ok.dtype)
-    predicted = riccati(ages, step.options.process_noise)
+
+    def column(name: str) -> Tensor:
+        return torch.stack([source.scalars[name].to(step.home) for source in sources]).to(step.ok.dtype)
+
+    ages, variance = column("step"), column("variance")
+    share = torch.stack([step.rates[source.group].share for source in sources])
+    predicted, gain = riccati(variance, step.options.process_noise * share * share)
+    updated = torch.where(step.ok > 0.0, gain, variance).to(torch.float32)
+    torch._foreach_copy_([source.scalars["variance"] for source in sources], list(updated.unbind()))
     columns = Gains(
-        gradient=step.ok * predicted / (1.0 + predicted),
+        gradient=torch.where(step.ok > 0.0, gain, 0.0),
         noise=step.ok * torch.clamp(1.0 / (1.0 + ages), min=NOISE_GAIN),
         curvature=(step.ok * step.options.init_covariance).expand_as(ages),
-        predicted=predicted,
+        predicted=torch.where(step.ok > 0.0, predicted, 0.0),
         level=torch.where(step.ok > 0.0, level, 1.0).expand_as(ages),
     )
-    row = {key: index for index, key in enumerate(sources)}
+    row = {id(source): index for index, source in enumerate(sources)}
     found = []
     for chunk in step.chunks:
-        like = chunk.state[0]
-        local = Gains(*(column.to(like) for column in columns))
+        local = (column.to(chunk.state[0]) for column in columns)
         found.append(Gains(*(chunk.spread([column[row[id(source)]] for source in chunk.sources]) for column in local)))
     return found
 
@@ -185,7 +196,7 @@ def full_step(step: Step) -> Report:
         precision, *belief = chunk.state
         # Read by every evaluation of the dual: two tensors instead of the four they come from.
         spectra.append(trust_region.Spectrum(torch.empty_like(precision), torch.empty_like(precision)))
-        first = chunk.spread([(source.step == 0).to(precision) for source in chunk.sources])
+        first = chunk.spread([(source.scalars["step"] == 0).to(precision) for source in chunk.sources])
         observed = step.passes.full_observe(
             chunk.theta,
             chunk.grad,

@@ -16,12 +16,12 @@ from torch import Tensor
 
 @dataclass
 class Source:
-    """One parameter with its gradient and state tensors, all of one (real) shape."""
+    """One parameter with its gradient and state tensors, all of one (real) shape, and the scalars of its state."""
 
     theta: Tensor
     grad: Tensor
     state: tuple[Tensor, ...]
-    step: Tensor
+    scalars: dict[str, Tensor]
     group: int
 
 

@@ -14,7 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from problems import GROUP_KEYS, assert_identical, every_mode, every_noise, parameters, snapshot, train, trained
+from problems import (
+    GROUP_KEYS,
+    SCALARS,
+    assert_identical,
+    every_mode,
+    every_noise,
+    parameters,
+    snapshot,
+    train,
+    trained,
+)
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -594,7 +604,7 @@ def test_mixed_dtypes_in_one_optimizer(options):
         assert param.dtype == start.dtype
         assert not torch.equal(param, start)
         wide = torch.float64 if param.dtype == torch.float64 else torch.float32
-        assert {value.dtype for name, value in optimizer.state[param].items() if name != "step"} == {wide}
+        assert {value.dtype for name, value in optimizer.state[param].items() if name not in SCALARS} == {wide}
     torch.testing.assert_close(params[0].detach().float(), params[1].detach(), rtol=1e-3, atol=1e-4)
     assert optimizer.diagnostics()["skipped_steps"] == 0
 
@@ -629,7 +639,7 @@ def test_memory_layout_does_not_matter(options, layout):
     assert not torch.equal(plain, values)
     if layout == "channels_last":
         for name, value in other.state[laid_out].items():
-            assert name == "step" or value.is_contiguous(memory_format=torch.channels_last)
+            assert name in SCALARS or value.is_contiguous(memory_format=torch.channels_last)
 
 
 @every_noise
