@@ -57,7 +57,7 @@ class Arturo(Optimizer):
         params: parameters, named parameters or parameter groups, as for every ``torch.optim`` optimizer. A group may
             set ``lr``, ``weight_decay`` and ``maximize``.
         lr: with ``trust_region="rms"`` a learning rate in AdamW's units: the trust radius is an RMS step of
-            0.25·lr, weighted by precision (λ-weighted mean of (δ/lr)² at most 0.25²). With "kl" the bound ε in
+            0.35·lr, weighted by precision (λ-weighted mean of (δ/lr)² at most 0.35²). With "kl" the bound ε in
             nats. A float or a 1-element tensor; 0 freezes a group.
         weight_decay: decoupled, as AdamW's: θ ← θ − lr·weight_decay·θ before the step.
         trust_region: "rms" or "kl".

@@ -44,7 +44,7 @@ DEFAULTS: dict[str, dict[str, float]] = {"adaptive": ADAPTIVE, "fixed": PAPER}
 
 #: Trust radius in units of lr ("rms"): AdamW's own steps have an RMS of 0.2 to 0.4 of its learning rate, so
 #: this factor makes AdamW's learning rates carry over.
-RADIUS_PER_LR = 0.25
+RADIUS_PER_LR = 0.35
 
 #: Length ℓ of the curvature prior h0 = σ/ℓ, in units of the peak learning rate.
 LENGTH_PER_LR = 8.0
