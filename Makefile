@@ -4,8 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 OUT ?= runs/demo
-# Threads that spin while they wait slow each other down when there are more of them than cores.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test test-slow lint format bench clean
 .DELETE_ON_ERROR:
@@ -24,7 +22,7 @@ demo: $(VENV)/.installed  ## fine-tune a pretrained transformer with arTuRO besi
 	$(BIN)/python -m recipes.finetune_text --output $(OUT)
 
 test: $(VENV)/.installed  ## the whole suite
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow and not gpu"

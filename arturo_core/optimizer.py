@@ -37,7 +37,7 @@ else:
 
 #: Elements of a chunk: eager temporaries stay in the cache of two cores; compiled loops want fewer, longer calls;
 #: an accelerator takes whole tensors.
-CHUNK = {"eager": 1 << 16, "compiled": 1 << 20, "accelerator": 1 << 26}
+CHUNK = {"eager": 1 << 18, "compiled": 1 << 20, "accelerator": 1 << 26}
 
 
 class Arturo(Optimizer):
@@ -74,8 +74,8 @@ class Arturo(Optimizer):
         init_covariance: the filter's uncertainty of the curvature: with "adaptive" the (constant) variance of the
             logarithm of the relative curvature (0.2), with "fixed" the initial variance of intercept and slope (5e-5).
         measurement_noise: R, variance of a gradient's noise, "fixed" only (there 1.21975, gradient units²).
-        process_noise: d, variance by which the model drifts in a step: in absolute units with "fixed" (0.00245526); with
-            "adaptive" in units of the estimated R at the peak learning rate (0.03), falling with lr².
+        process_noise: d, variance by which the model drifts in a step: in absolute units with "fixed" (0.00245526);
+            with "adaptive" in units of the estimated R, at the peak learning rate (0.03), falling with lr².
         length_scale: ℓ, the displacement over which curvature is expected to change a gradient by its own noise,
             "adaptive" only (weight units). Default: 8 × the largest lr of a step so far, or 8e-3 with
             ``trust_region="kl"``.
