@@ -456,8 +456,8 @@ class Arturo(Optimizer):
 def _complete(group: dict[str, Any], first: dict[str, Any]) -> None:
     """Add what the optimizer itself keeps in a group, the same in all but for the first.
 
-    ``peak_lr``: the largest lr that a step of the group had. ``calls``: steps asked for. ``skipped``: those not taken, and ``level``:
-    the mean relative curvature at the last step, both as tensors: only the device that computes them knows.
+    ``peak_lr``: the largest lr that a step of the group had. ``calls``: steps asked for. ``skipped``: those not taken.
+    ``level``: the mean relative curvature at the last step. The last two are tensors: only the device knows them.
     """
     group.setdefault("peak_lr", 0.0)
     group.setdefault("calls", first.get("calls", 0))
