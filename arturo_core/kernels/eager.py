@@ -33,8 +33,9 @@ def _observed_(into: Tensor, grad: Tensor, maximize: bool) -> Tensor:
     return into.neg_() if maximize else into
 
 
-def _hessian_(into: Tensor, belief: CompactBelief, terms: GroupTerms) -> Tensor:
-    return torch.add(belief.noise, NOISE_FLOOR, out=into).sqrt_().mul_(belief.curvature).div_(terms.length)
+def _stiffness_(into: Tensor, belief: CompactBelief) -> Tensor:
+    """s√R, which is hℓ."""
+    return torch.add(belief.noise, NOISE_FLOOR, out=into).sqrt_().mul_(belief.curvature)
 
 
 def _slope(gradient: Tensor, theta: Tensor, options: Options) -> Tensor:
@@ -52,45 +53,47 @@ def compact_observe(
     maximize: bool,
 ) -> CompactObserved:
     gradient, noise, curvature, displacement = belief
-    innovation, deviation, moved, variance = scratch(gradient, 4)
+    innovation, deviation, growth, variance = scratch(gradient, 4)
     if terms.decay is not None:
-        shrink = torch.mul(theta.to(gradient.dtype), -terms.decay, out=moved)
-        gradient.addcmul_(_hessian_(deviation, belief, terms), shrink)
+        shrink = torch.mul(theta.to(gradient.dtype), -terms.decay, out=growth)
+        gradient.addcmul_(_stiffness_(deviation, belief).div_(terms.length), shrink)
         displacement.add_(shrink)
         theta.add_(shrink)
     _observed_(innovation, grad, maximize).sub_(gradient).mul_(ok)
     outside = 1.0 + gains.predicted
-    squared = torch.mul(innovation, innovation, out=variance).mul_(gains.noise / outside)
-    noise.mul_(1.0 - gains.noise).add_(squared)
+    scaled = torch.mul(innovation, torch.sqrt(gains.noise / outside), out=variance)
+    noise.mul_(1.0 - gains.noise).addcmul_(scaled, scaled)
     torch.add(noise, NOISE_FLOOR, out=deviation).sqrt_()
-    torch.div(displacement, terms.length, out=moved)
-    torch.mul(moved, moved, out=variance).mul_(gains.curvature).add_(outside)
-    gradient.addcmul_(innovation, gains.gradient.to(gradient.dtype))
-    displacement.mul_(1.0 - gains.gradient)
+    gradient.add_(torch.mul(innovation, gains.gradient, out=growth))
+    # x = D/ℓ enters as D with ℓ in the scalars.
+    torch.mul(displacement, displacement, out=variance).mul_(gains.curvature / terms.length**2).add_(outside)
     surprise = innovation.div_(deviation)
     scaled = torch.div(surprise, variance, out=variance)
     counted = torch.dot(surprise, scaled)
-    growth = moved.mul_(scaled).mul_(gains.curvature).clamp_(-CURVATURE_STEP, CURVATURE_STEP).exp_()
-    curvature.mul_(growth.div_(gains.level)).clamp_(*CURVATURE_RANGE)
+    torch.mul(displacement, scaled, out=growth).mul_(gains.curvature / terms.length)
+    growth.clamp_(-CURVATURE_STEP, CURVATURE_STEP).exp_().div_(gains.level)
+    curvature.mul_(growth).clamp_(*CURVATURE_RANGE)
+    displacement.mul_(1.0 - gains.gradient)
     total = deviation.sum()
-    steepness = deviation.mul_(curvature)
-    stiffness = steepness.sum()
-    steepness.div_(terms.length)
-    if options.prior:
-        steepness.add_(options.prior)
+    stiffness = deviation.mul_(curvature)
+    stiff = stiffness.sum()
     slope = _slope(gradient, theta, options)
-    newton = torch.div(slope, steepness, out=moved)
-    return CompactObserved(torch.dot(newton, slope), stiffness, total, counted)
+    if options.prior:
+        newton = torch.div(slope, stiffness.div_(terms.length).add_(options.prior), out=growth)
+        return CompactObserved(torch.dot(newton, slope), stiff, total, counted)
+    newton = torch.div(slope, stiffness, out=growth)
+    return CompactObserved(torch.dot(newton, slope) * terms.length, stiff, total, counted)
 
 
 def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> Tensor:
-    hessian, step = scratch(belief.gradient, 2)
-    _hessian_(hessian, belief, terms)
+    stiffness, step = scratch(belief.gradient, 2)
+    _stiffness_(stiffness, belief)
     if options.prior:
+        hessian = stiffness.div_(terms.length)
         torch.div(_slope(belief.gradient, theta, options), hessian + options.prior, out=step).mul_(-factor)
         belief.gradient.addcmul_(hessian, step)
     else:
-        torch.div(belief.gradient, hessian, out=step).mul_(-factor)
+        torch.div(belief.gradient, stiffness, out=step).mul_(-factor * terms.length)
         # h·δ = −f·ĝ exactly where b = h.
         belief.gradient.mul_(1.0 - factor)
     theta.add_(step)
