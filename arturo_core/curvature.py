@@ -31,6 +31,10 @@ NOISE_FLOOR = 1e-36
 CURVATURE_STEP = 0.5
 
 
+#: (D/ℓ)² from which on a coordinate has moved enough to take part in the common level of s.
+MOVED = 1e-4
+
+
 class FullBelief(NamedTuple):
     """Mean (ĝ, h) and covariance of the filter at the current mean of the weights; all parameter-shaped."""
 
@@ -134,7 +138,7 @@ class Gains(NamedTuple):
     noise: Tensor  # the gain of the noise estimate
     curvature: Tensor  # v, variance of log s
     predicted: Tensor  # p, predicted variance of ĝ in units of R (not a gain: never zeroed)
-    level: Tensor  # mean of s at the last step, divided out of s (1 when skipped)
+    level: Tensor  # logarithm of the mean of s at the last step (0 when the step is being skipped)
 
 
 def compact_update(
@@ -150,9 +154,9 @@ def compact_update(
     neither freezes nor winds up. In units of R, and with x = D/ℓ, the innovation's variance is S = 1 + p + v x², its
     covariance with log s is v x, and its part outside the curvature's reach is 1 + p.
 
-    Only the contrast of s between coordinates is kept: its √R-weighted mean is divided out, so Σ h stays Σ h0.
-    The common level cannot be learned from E[eD] > 0: noise that is left in ĝ moved the weights too, and looks like
-    curvature everywhere alike.
+    Only the contrast of s between coordinates is learned: log s is lowered by the logarithm of the mean of s. Noise
+    that is left in ĝ moved the weights too, so E[eD] > 0 without any curvature, and s would drift upwards everywhere
+    alike. A coordinate that has hardly moved (x² below MOVED) is lowered in proportion: without gradients it keeps its s.
 
     Args:
         belief: the current belief.
@@ -171,11 +175,12 @@ def compact_update(
     moved = belief.displacement / length
     variance = 1.0 + gains.predicted + gains.curvature * moved * moved
     growth = torch.clamp(gains.curvature * moved * surprise / variance, -CURVATURE_STEP, CURVATURE_STEP)
+    common = gains.level * torch.clamp(moved * moved / MOVED, max=1.0)
     return (
         CompactBelief(
             gradient=belief.gradient + gains.gradient * innovation,
             noise=noise,
-            curvature=torch.clamp(belief.curvature / gains.level * torch.exp(growth), *curvature_range),
+            curvature=torch.clamp(belief.curvature * torch.exp(growth - common), *curvature_range),
             displacement=belief.displacement * (1.0 - gains.gradient),
         ),
         surprise * surprise / variance,

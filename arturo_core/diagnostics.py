@@ -6,7 +6,7 @@ something only when :func:`summarize` is called.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class Report:
     ok: Tensor
     surprise: Tensor
     squared_length: Tensor
-    count: int
+    count: Tensor
 
 
 def summarize(report: Report | None, steps: int, skipped: int) -> dict[str, Any]:
@@ -49,10 +49,10 @@ def summarize(report: Report | None, steps: int, skipped: int) -> dict[str, Any]
             report.surprise,
             report.squared_length,
             report.ok,
+            report.count.clamp(min=1.0),
         ]
     ).tolist()
-    eta, kl, bound, active, scale, surprise, squared, ok = values
-    count = max(report.count, 1)
+    eta, kl, bound, active, scale, surprise, squared, ok, count = values
     took = ok > 0.0
     return {
         "eta": eta if took else float("nan"),
@@ -67,18 +67,8 @@ def summarize(report: Report | None, steps: int, skipped: int) -> dict[str, Any]
     }
 
 
-def quantiles(name: str, tensors: Sequence[Tensor], derive: Callable[[Tensor, int], Tensor]) -> dict[str, float]:
-    """Quantiles ``{name}_q05 …`` over an evenly spaced sample of all elements.
-
-    Args:
-        name: of the quantity.
-        tensors: flat views, one a parameter.
-        derive: the quantity of a sampled view and the index of its parameter.
-    """
-    total = sum(tensor.numel() for tensor in tensors)
-    if total == 0:
-        return {}
-    stride = max(1, total // SAMPLE)
-    parts = [derive(tensor.reshape(-1)[::stride], index).float().cpu() for index, tensor in enumerate(tensors)]
-    levels = torch.quantile(torch.cat(parts), torch.tensor(QUANTILES)).tolist()
+def quantiles(name: str, sample: Sequence[Tensor]) -> dict[str, float]:
+    """Quantiles ``{name}_q05 …`` of a sample given in parts."""
+    values = torch.cat([part.float().cpu() for part in sample])
+    levels = torch.quantile(values[: 1 << 23], torch.tensor(QUANTILES)).tolist()
     return {f"{name}_q{round(100 * level):02d}": value for level, value in zip(QUANTILES, levels, strict=True)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -22,6 +23,7 @@ from arturo_core.options import (
     LENGTH_PER_LR,
     PAPER,
     PAPER_KL_BOUND,
+    SHORTEST_LENGTH,
     check_group,
     make_options,
 )
@@ -37,7 +39,7 @@ else:
 
 #: Elements of a chunk: eager temporaries stay in the cache of two cores; compiled loops want fewer, longer calls;
 #: an accelerator takes whole tensors.
-CHUNK = {"eager": 1 << 18, "compiled": 1 << 20, "accelerator": 1 << 26}
+CHUNK = {"eager": 1 << 18, "compiled": 1 << 20, "accelerator": 1 << 30}
 
 
 class Arturo(Optimizer):
@@ -57,7 +59,7 @@ class Arturo(Optimizer):
         params: parameters, named parameters or parameter groups, as for every ``torch.optim`` optimizer. A group may
             set ``lr``, ``weight_decay`` and ``maximize``.
         lr: with ``trust_region="rms"`` a learning rate in AdamW's units: the trust radius is an RMS step of
-            0.35·lr, weighted by precision (λ-weighted mean of (δ/lr)² at most 0.35²). With "kl" the bound ε in
+            0.35·lr, weighted by precision: ½ Σ λδ² ≤ ½ Σ λ(0.35·lr)². With "kl" the bound ε in
             nats. A float or a 1-element tensor; 0 freezes a group.
         weight_decay: decoupled, as AdamW's: θ ← θ − lr·weight_decay·θ before the step.
         trust_region: "rms" or "kl".
@@ -231,8 +233,8 @@ class Arturo(Optimizer):
         """Take one step inside the trust region.
 
         Where the learning rate of every group is 0 the step only allocates missing state: nothing moves, no statistic
-        changes. If any gradient is not finite (or above 1e18) the whole step is skipped and counted
-        (``skipped_steps`` of :meth:`diagnostics`); nothing else changes.
+        changes. If a gradient is not finite (or above 1e18) in any group that moves, the whole step is skipped and
+        counted (``skipped_steps`` of :meth:`diagnostics`); no weight and no statistic changes.
 
         Args:
             closure: re-evaluates the model and returns the loss; called once, with gradients enabled.
@@ -242,12 +244,16 @@ class Arturo(Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse.
-            ValueError: groups differ in lr with ``trust_region="kl"``.
+            ValueError, TypeError: an lr or weight decay was set that is negative, not finite or no number, or groups
+                differ in lr with ``trust_region="kl"``. Nothing has changed then but what the closure did.
         """
         loss: float | None = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for group in self.param_groups:
+            if _known(group["lr"]):
+                check_group(group, self._options.trust_region)
         sources = self._gather()
         moving = {index for index, group in enumerate(self.param_groups) if not _stands_still(group["lr"])}
         sources = [source for source in sources if source.group in moving]
@@ -267,16 +273,18 @@ class Arturo(Optimizer):
             home=home,
             process_group=self._process_group,
         )
+        first = self._first_group()
         if options.noise == "fixed":
-            self._report = stepping.full_step(step)
+            self._report, level = stepping.full_step(step), None
         else:
-            self._report, level = stepping.compact_step(step, _scalar(self._first_group()["level"], home))
-            for group in self.param_groups:
-                group["level"] = level
-        torch._foreach_add_([source.scalars["step"] for source in sources], step.ok.to(torch.float32))
+            self._report, level = stepping.compact_step(step, _scalar(first["level"], home))
+        step.count_updates()
         for group in self.param_groups:
             group["calls"] += 1
-            group["skipped"] = group["skipped"].to(home) + (step.ok == 0.0)
+            # In place, so that a captured graph goes on counting in the same memory.
+            group["skipped"] = group["skipped"].to(home).add_(step.ok == 0.0)
+            if level is not None:
+                group["level"] = group["level"].to(level).copy_(level)
         return loss
 
     def _gather(self) -> list[Source]:
@@ -326,7 +334,7 @@ class Arturo(Optimizer):
             rates[index] = GroupRates(
                 lr=lr,
                 decay=lr * decay if decay else None,
-                length=_scalar(self._length(group), home),
+                length=_scalar(self._length(group), home).clamp(min=SHORTEST_LENGTH),
                 share=lr / _scalar(group["peak_lr"], home).clamp(min=torch.finfo(lr.dtype).tiny),
                 maximize=group["maximize"],
             )
@@ -339,10 +347,10 @@ class Arturo(Optimizer):
         return length
 
     def _usable(self, work: list[Chunk], rates: dict[int, GroupRates], home: torch.device) -> Tensor:
-        """1 for a step to take: finite gradients, and learning rates that are finite and not all 0."""
+        """1 for a step to take: finite gradients, and learning rates that are finite, not negative and not all 0."""
         ok = reductions.usable([chunk.grad for chunk in work], home, self._process_group)
         lr = torch.stack([rate.lr for rate in rates.values()])
-        return ok * (torch.isfinite(lr).all() & (lr.amax() > 0.0))
+        return ok * (torch.isfinite(lr).all() & (lr.amin() >= 0.0) & (lr.amax() > 0.0))
 
     def _chunk_size(self, home: torch.device) -> int:
         if home.type != "cpu":
@@ -397,8 +405,15 @@ class Arturo(Optimizer):
         """The group whose shared entries count: the first that has parameters."""
         return next((group for group in self.param_groups if group["params"]), self.param_groups[0])
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Arturo:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        copied._process_group = self._process_group
+        return copied
+
     def __getstate__(self) -> dict[str, Any]:
-        # A process group cannot be pickled or copied; the last step's report is not state.
+        # A process group cannot be pickled; the last step's report is not state.
         return {**super().__getstate__(), "_options": self._options}
 
     # -- reading -----------------------------------------------------------------------------------------------
@@ -411,10 +426,11 @@ class Arturo(Optimizer):
         counters alone. Keys:
 
         * ``eta``: multiplier of the trust region (0: the bound was inactive).
-        * ``kl``, ``kl_bound``, ``kl_ratio``: KL divergence used, its bound, in nats, and used/bound.
+        * ``kl``, ``kl_bound``, ``kl_ratio``: KL divergence used, its bound, in nats, and used/bound. Of the step
+          before it is rounded to the weights' dtype: rounding to bfloat16 can swallow most of it.
         * ``bound_active``: whether the bound decided the step's length.
         * ``step_scale``: 1; below or above only if the dual ran out of evaluations before meeting ``kl_rtol``.
-        * ``step_rms``: root mean square of the step without weight decay (weight units).
+        * ``step_rms``: root mean square of what the weights moved, without weight decay (weight units).
         * ``innovation_ratio``: mean of e²/S, 1 when the filter is consistent.
         * ``steps``, ``skipped_steps``: steps taken, and skipped for non-finite gradients.
         * ``curvature_q05``, ``_q50``, ``_q95``: curvature relative to its prior.
@@ -423,16 +439,31 @@ class Arturo(Optimizer):
         group = self._first_group()
         skipped = int(group["skipped"])
         numbers = reporting.summarize(self._report, group["calls"] - skipped, skipped)
-        params = [param for param, state in self.state.items() if state]
         if self._report is not None:
-            relative = "hessian" if self._options.noise == "fixed" else "curvature"
-            unit = self._options.init_hessian if self._options.noise == "fixed" else 1.0
-            views = [self.state[param][relative] for param in params]
-            numbers |= reporting.quantiles("curvature", views, lambda view, _: view / unit)
-            numbers |= reporting.quantiles(
-                "precision", [self.precision(param) for param in params], lambda view, _: view
-            )
+            sample = self._sample()
+            if sample:
+                numbers |= reporting.quantiles("curvature", [curvature for curvature, _ in sample])
+                numbers |= reporting.quantiles("precision", [precision for _, precision in sample])
         return numbers
+
+    def _sample(self) -> list[tuple[Tensor, Tensor]]:
+        """Relative curvature and precision of an evenly spaced sample of the weights that have been updated."""
+        groups = {param: group for group in self.param_groups for param in group["params"]}
+        held = [(param, state) for param, state in self.state.items() if state and param in groups]
+        if not held:
+            return []
+        updated = torch.stack([state["step"].cpu() for _, state in held]).tolist()
+        held = [pair for pair, steps in zip(held, updated, strict=True) if steps > 0]
+        stride = max(1, sum(param.numel() for param, _ in held) // reporting.SAMPLE)
+        fixed = self._options.noise == "fixed"
+        found = []
+        for param, state in held:
+            part = {
+                name: value.reshape(-1)[::stride] for name, value in state.items() if value.dim() or param.dim() == 0
+            }
+            relative = part["hessian"] / self._options.init_hessian if fixed else part["curvature"]
+            found.append((relative, self._precision(part, groups[param])))
+        return found
 
     @torch.no_grad()
     def precision(self, param: Tensor) -> Tensor:
@@ -443,13 +474,15 @@ class Arturo(Optimizer):
         """
         if not self.state.get(param):
             raise KeyError("Arturo: this parameter has no state yet: its precision exists after the first step().")
-        state, options = self.state[param], self._options
-        if options.noise == "fixed":
-            precision: Tensor = state["precision"].clone()
-            return precision
         group = next(group for group in self.param_groups if any(param is member for member in group["params"]))
+        return self._precision(self.state[param], group)
+
+    def _precision(self, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
+        options = self._options
+        if options.noise == "fixed":
+            return state["precision"].clone()
         belief = CompactBelief(*(state[name] for name in CompactBelief._fields))
-        curvature: Tensor = compact_hessian(belief, float(self._length(group))) + options.prior
+        curvature: Tensor = compact_hessian(belief, max(float(self._length(group)), SHORTEST_LENGTH)) + options.prior
         return gaussian.tied_precision(curvature, options.temperature)
 
 

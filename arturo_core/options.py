@@ -52,6 +52,9 @@ LENGTH_PER_LR = 8.0
 #: Length ℓ with ``trust_region="kl"``, where lr is in nats and says nothing of lengths: that of lr = 1e-3 otherwise.
 KL_LENGTH = 8e-3
 
+#: Least ℓ, whose square and its inverse fit float32.
+SHORTEST_LENGTH = 1e-15
+
 #: Gain of the noise estimate once the growing average of the first steps has reached it.
 NOISE_GAIN = 0.003
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from arturo_core import reductions, trust_region
 from arturo_core.curvature import CompactBelief, FullBelief, Gains, riccati
 from arturo_core.diagnostics import Report
-from arturo_core.kernels.chunks import Chunk
+from arturo_core.kernels.chunks import Chunk, Source
 from arturo_core.kernels.passes import GroupTerms, Passes
 from arturo_core.options import NOISE_GAIN, RADIUS_PER_LR, Options
 
@@ -61,10 +61,21 @@ class Step:
     home: torch.device
     process_group: ProcessGroup | None
 
-    @property
-    def count(self) -> int:
-        """Elements that take part in the step (of this rank)."""
-        return sum(chunk.theta.numel() for chunk in self.chunks)
+    def ok_of(self, group: int) -> Tensor:
+        """``ok`` for a group: 0 also for one that stands still and whose lr only the device knows."""
+        return self.ok * (self.rates[group].lr > 0.0)
+
+    def sources(self) -> list[Source]:
+        """The parameters of all chunks, each once."""
+        found: list[Source] = []
+        for chunk in self.chunks:
+            found += [source for source in chunk.sources if not found or source is not found[-1]]
+        return found
+
+    def count_updates(self) -> None:
+        """Let every parameter's own count of updates go on."""
+        for source in self.sources():
+            source.scalars["step"].add_(self.ok_of(source.group))
 
     def reference_lr(self) -> Tensor:
         """The largest learning rate of the step."""
@@ -93,12 +104,15 @@ class Local:
     def of(cls, step: Step, group: int, device: torch.device, dtype: torch.dtype) -> Local:
         rates = step.rates[group]
         # Not a product with ok: a learning rate that is not finite skips the step, and 0·NaN would be NaN.
-        decay = None if rates.decay is None else torch.where(step.ok > 0.0, rates.decay, 0.0).to(device, dtype)
+        decay = (
+            None if rates.decay is None else torch.where(step.ok_of(group) > 0.0, rates.decay, 0.0).to(device, dtype)
+        )
         weight = torch.ones_like(rates.lr)
         if step.options.trust_region == "rms":
-            weight = torch.where(rates.lr > 0.0, (step.reference_lr() / rates.lr) ** 2, weight)
+            moves = (rates.lr > 0.0) & torch.isfinite(rates.lr)
+            weight = torch.where(moves, (step.reference_lr() / rates.lr) ** 2, weight)
         return cls(
-            ok=step.ok.to(device, dtype),
+            ok=step.ok_of(group).to(device, dtype),
             terms=GroupTerms(decay, rates.length.to(device, dtype), weight.to(device, dtype)),
         )
 
@@ -109,7 +123,8 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
     Takes the mean relative curvature of the last step, and returns that of this one with the report.
 
     With "rms" the bound is the KL divergence that moving every weight by the trust radius of its own group would spend,
-    ε = ½ Σ λ (c·lr)². As ℓ follows lr, so does Newton's step −a/b ∝ ℓ, and groups move in proportion to their lr.
+    ε = ½ Σ λ (c·lr)², and groups move in proportion to their lr: Newton's step −a/b grows with ℓ and so with the
+    group's peak lr, and the share w of that peak, relative to the largest share, scales it: δ = −w f a/b.
     """
     options, ok = step.options, step.ok
     local = step.local()
@@ -136,9 +151,12 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
     budget = (
         2.0 * step.reference_lr() if options.trust_region == "kl" else RADIUS_PER_LR**2 * (lr * lr * precision).sum()
     )
-    alive = (lr > 0.0).to(lr.dtype)
-    multiplier, factor = trust_region.tied_multiplier((alive * decrement).sum(), budget, options.temperature)
-    factors = torch.where((ok > 0.0) & (lr > 0.0), factor, 0.0)
+    share = torch.stack([rates.share for rates in step.rates.values()])
+    part = torch.where(lr > 0.0, share / share.amax(), 0.0)
+    if options.trust_region == "kl":
+        part = (lr > 0.0).to(lr.dtype)
+    multiplier, factor = trust_region.tied_multiplier((part * part * decrement).sum(), budget, options.temperature)
+    factors = torch.where((ok > 0.0) & (part > 0.0), factor * part, 0.0)
     factor_of = dict(zip(step.rates, factors.unbind(), strict=True))
     moved = []
     for chunk, here in zip(step.chunks, local, strict=True):
@@ -147,10 +165,10 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
         )
         moved.append([squared])
         chunk.write_back()
-    squared_length = reductions.totals(moved, 1, step.home)[0]
+    squared_length = reductions.across(reductions.totals(moved, 1, step.home)[0], step.process_group)
     found = stiffness.sum() / deviation.sum()
     level = torch.where((ok > 0.0) & torch.isfinite(found) & (found > 0.0), found, level)
-    return Report(multiplier, ok, surprise.sum(), squared_length, step.count), level
+    return Report(multiplier, ok, surprise.sum(), squared_length, elements.sum()), level
 
 
 def _gains(step: Step, level: Tensor) -> list[Gains]:
@@ -158,7 +176,7 @@ def _gains(step: Step, level: Tensor) -> list[Gains]:
 
     The expected gradient drifts because the weights move: its process noise falls with the square of the step length.
     """
-    sources = list({id(source): source for chunk in step.chunks for source in chunk.sources}.values())
+    sources = step.sources()
     if not sources:
         return []
 
@@ -166,22 +184,29 @@ def _gains(step: Step, level: Tensor) -> list[Gains]:
         return torch.stack([source.scalars[name].to(step.home) for source in sources]).to(step.ok.dtype)
 
     ages, variance = column("step"), column("variance")
+    ok = torch.stack([step.ok_of(source.group) for source in sources])
     share = torch.stack([step.rates[source.group].share for source in sources])
     predicted, gain = riccati(variance, step.options.process_noise * share * share)
-    updated = torch.where(step.ok > 0.0, gain, variance).to(torch.float32)
-    torch._foreach_copy_([source.scalars["variance"] for source in sources], list(updated.unbind()))
+    updated = torch.where(ok > 0.0, gain, variance)
+    for source, value in zip(sources, updated.unbind(), strict=True):
+        source.scalars["variance"].copy_(value)
     columns = Gains(
-        gradient=torch.where(step.ok > 0.0, gain, 0.0),
-        noise=step.ok * torch.clamp(1.0 / (1.0 + ages), min=NOISE_GAIN),
-        curvature=(step.ok * step.options.init_covariance).expand_as(ages),
-        predicted=torch.where(step.ok > 0.0, predicted, 0.0),
-        level=torch.where(step.ok > 0.0, level, 1.0).expand_as(ages),
+        gradient=torch.where(ok > 0.0, gain, 0.0),
+        noise=ok * torch.clamp(1.0 / (1.0 + ages), min=NOISE_GAIN),
+        curvature=ok * step.options.init_covariance,
+        predicted=torch.where(ok > 0.0, predicted, 0.0),
+        level=ok * torch.log(level),
     )
-    row = {id(source): index for index, source in enumerate(sources)}
-    found = []
+    found: list[Gains] = []
+    start = 0
     for chunk in step.chunks:
-        local = (column.to(chunk.state[0]) for column in columns)
-        found.append(Gains(*(chunk.spread([column[row[id(source)]] for source in chunk.sources]) for column in local)))
+        # Chunks come in the order of the sources; the slices of one share it.
+        if found and not chunk.packed and chunk.sources[0] is sources[start - 1]:
+            found.append(found[-1])
+            continue
+        local = [value[start : start + len(chunk.sources)].to(chunk.state[0]).unbind() for value in columns]
+        found.append(Gains(*(chunk.spread(values) for values in local)))
+        start += len(chunk.sources)
     return found
 
 
@@ -210,10 +235,11 @@ def full_step(step: Step) -> Report:
             step.rates[chunk.group].maximize,
         )
         lowest.append(observed.least)
-        rows.append([observed.total, observed.value, observed.first, observed.precision, observed.surprise])
+        size = torch.full_like(observed.total, chunk.theta.numel())
+        rows.append([observed.total, observed.value, observed.first, observed.precision, observed.surprise, size])
     least = reductions.least(lowest, step.home, step.process_group)
-    sums = reductions.across(reductions.totals(rows, 5, step.home), step.process_group)
-    total, value, first_derivative, precision_sum, surprise = sums.unbind()
+    sums = reductions.across(reductions.totals(rows, 6, step.home), step.process_group)
+    total, value, first_derivative, precision_sum, surprise, elements = sums.unbind()
 
     lr = step.reference_lr()
     budget = 2.0 * lr if options.trust_region == "kl" else (RADIUS_PER_LR * lr) ** 2 * precision_sum
@@ -237,7 +263,7 @@ def full_step(step: Step) -> Report:
         torch.where(ok > 0.0, multiplier.t, 1.0),
         torch.where(ok > 0.0, multiplier.scale, 0.0),
     )
-    solved = {here.ok: (point[0].to(here.ok), point[1].to(here.ok), point[2].to(here.ok)) for here in local}
+    solved = {here.ok: (point[0].to(here.ok), point[1].to(here.ok), point[2].to(here.ok) * here.ok) for here in local}
     moved = []
     for chunk, spectrum, here in zip(step.chunks, spectra, local, strict=True):
         precision, *belief = chunk.state
@@ -246,5 +272,5 @@ def full_step(step: Step) -> Report:
         )
         moved.append([squared])
         chunk.write_back()
-    length = reductions.totals(moved, 1, step.home)[0]
-    return Report(multiplier, ok, surprise, length, step.count)
+    squared_length = reductions.across(reductions.totals(moved, 1, step.home)[0], step.process_group)
+    return Report(multiplier, ok, surprise, squared_length, elements)

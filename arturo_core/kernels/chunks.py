@@ -59,8 +59,12 @@ def _scatter(packed: Tensor, targets: list[Tensor], sizes: list[int]) -> None:
     torch._foreach_copy_(targets, [part.view(target.shape) for part, target in zip(parts, targets, strict=True)])
 
 
+#: Parameters below this size are packed; a pack is a copy for the length of a step, so packs stay few and small.
+PACKED = 1 << 16
+
+
 def chunks(sources: Iterable[Source], size: int) -> Iterator[Chunk]:
-    """Slices of at most ``size`` elements, and packs of parameters that have fewer than half as many.
+    """Slices of at most ``size`` elements, and packs of small parameters.
 
     The order depends on the order of the sources alone, so sums over chunks are reproducible.
     """
@@ -70,7 +74,7 @@ def chunks(sources: Iterable[Source], size: int) -> Iterator[Chunk]:
         count = source.theta.numel()
         if count == 0:
             continue
-        flat = _flat((source.theta, source.grad, *source.state)) if 2 * count >= size else None
+        flat = _flat((source.theta, source.grad, *source.state)) if count >= min(PACKED, size // 2) else None
         if flat is not None:
             theta, grad, *state = flat
             for start in range(0, count, size):
@@ -80,7 +84,7 @@ def chunks(sources: Iterable[Source], size: int) -> Iterator[Chunk]:
                 )
             continue
         key = (source.group, source.theta.device, source.theta.dtype, source.grad.dtype)
-        if filled.get(key, 0) + count > size and key in open_packs:
+        if filled.get(key, 0) + count > min(size, 4 * PACKED) and key in open_packs:
             yield _pack(open_packs.pop(key))
             filled[key] = 0
         open_packs.setdefault(key, []).append(source)

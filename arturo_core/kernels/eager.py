@@ -13,6 +13,7 @@ from torch import Tensor
 from arturo_core.curvature import (
     COVARIANCE_LIMIT,
     CURVATURE_STEP,
+    MOVED,
     NOISE_FLOOR,
     CompactBelief,
     FullBelief,
@@ -21,6 +22,7 @@ from arturo_core.curvature import (
 )
 from arturo_core.gaussian import precision_floor
 from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
+from arturo_core.kernels.reference import move
 from arturo_core.kernels.scratch import scratch
 from arturo_core.options import CURVATURE_RANGE, Options
 from arturo_core.trust_region import TINY, SecularSums, Spectrum
@@ -55,10 +57,9 @@ def compact_observe(
     gradient, noise, curvature, displacement = belief
     innovation, deviation, growth, variance = scratch(gradient, 4)
     if terms.decay is not None:
-        shrink = torch.mul(theta.to(gradient.dtype), -terms.decay, out=growth)
+        shrink = move(theta, torch.mul(theta.to(gradient.dtype), -terms.decay, out=growth))
         gradient.addcmul_(_stiffness_(deviation, belief).div_(terms.length), shrink)
         displacement.add_(shrink)
-        theta.add_(shrink)
     _observed_(innovation, grad, maximize).sub_(gradient).mul_(ok)
     outside = 1.0 + gains.predicted
     scaled = torch.mul(innovation, torch.sqrt(gains.noise / outside), out=variance)
@@ -71,7 +72,9 @@ def compact_observe(
     scaled = torch.div(surprise, variance, out=variance)
     counted = torch.dot(surprise, scaled)
     torch.mul(displacement, scaled, out=growth).mul_(gains.curvature / terms.length)
-    growth.clamp_(-CURVATURE_STEP, CURVATURE_STEP).exp_().div_(gains.level)
+    growth.clamp_(-CURVATURE_STEP, CURVATURE_STEP)
+    moved = torch.mul(displacement, displacement, out=variance).mul_(1.0 / (MOVED * terms.length**2))
+    growth.sub_(moved.clamp_(max=1.0).mul_(gains.level)).exp_()
     curvature.mul_(growth).clamp_(*CURVATURE_RANGE)
     displacement.mul_(1.0 - gains.gradient)
     total = deviation.sum()
@@ -88,15 +91,17 @@ def compact_observe(
 def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> Tensor:
     stiffness, step = scratch(belief.gradient, 2)
     _stiffness_(stiffness, belief)
-    if options.prior:
+    if options.prior or theta.dtype != step.dtype:
         hessian = stiffness.div_(terms.length)
-        torch.div(_slope(belief.gradient, theta, options), hessian + options.prior, out=step).mul_(-factor)
+        curvature = hessian + options.prior if options.prior else hessian
+        torch.div(_slope(belief.gradient, theta, options), curvature, out=step).mul_(-factor)
+        step = move(theta, step)
         belief.gradient.addcmul_(hessian, step)
     else:
         torch.div(belief.gradient, stiffness, out=step).mul_(-factor * terms.length)
-        # h·δ = −f·ĝ exactly where b = h.
+        theta.add_(step)
+        # h·δ = −f·ĝ exactly where b = h and nothing is rounded away.
         belief.gradient.mul_(1.0 - factor)
-    theta.add_(step)
     belief.displacement.add_(step)
     return torch.dot(step, step)
 
@@ -133,8 +138,7 @@ def full_observe(
     innovation, variance, scaled, weighted = scratch(gradient, 4)
     mean = theta.to(precision.dtype)
     if terms.decay is not None:
-        displacement = torch.mul(mean, -terms.decay, out=innovation)
-        theta.add_(displacement)
+        displacement = move(theta, torch.mul(mean, -terms.decay, out=innovation))
         _recentre_(belief, displacement, variance, scaled)
         mean = theta.to(precision.dtype)
     drift = ok * options.process_noise
@@ -201,8 +205,7 @@ def full_apply(
     weighted, gap, step = scratch(precision, 3)
     torch.mul(precision, terms.weight, out=weighted).sqrt_()
     _distance_(gap, terms_of_dual.curvature, eta_min, t).mul_(weighted)
-    torch.div(terms_of_dual.slope, gap, out=step).mul_(-scale)
-    theta.add_(step)
+    step = move(theta, torch.div(terms_of_dual.slope, gap, out=step).mul_(-scale))
     kept = options.temperature + options.precision_momentum
     target = torch.mul(precision, options.precision_momentum / kept, out=weighted)
     target.add_(belief.hessian, alpha=1.0 / kept).add_(options.prior / kept).clamp_(min=precision_floor(options))

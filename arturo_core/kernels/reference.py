@@ -37,6 +37,16 @@ def _clean(grad: Tensor, like: Tensor, ok: Tensor, maximize: bool) -> Tensor:
     return torch.where(ok > 0, -observed if maximize else observed, like)
 
 
+def move(theta: Tensor, displacement: Tensor) -> Tensor:
+    """Displace the weights in place; returns by how much they moved, which rounding makes less or more in bfloat16."""
+    if theta.dtype == displacement.dtype:
+        theta.add_(displacement)
+        return displacement
+    before = theta.to(displacement.dtype)
+    theta.add_(displacement)
+    return theta.to(displacement.dtype) - before
+
+
 def compact_observe(
     theta: Tensor,
     grad: Tensor,
@@ -49,9 +59,8 @@ def compact_observe(
 ) -> CompactObserved:
     moved = belief
     if terms.decay is not None:
-        displacement = -terms.decay * theta.to(belief.gradient.dtype)
+        displacement = move(theta, -terms.decay * theta.to(belief.gradient.dtype))
         moved = compact_recentre(belief, displacement, terms.length)
-        theta.add_(displacement)
     observed = _clean(grad, moved.gradient, ok, maximize)
     updated, surprise = compact_update(moved, observed, gains, terms.length, CURVATURE_RANGE)
     _store(belief, updated)
@@ -67,8 +76,7 @@ def compact_observe(
 
 def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> Tensor:
     slope, curvature = _compact_surrogate(theta, belief, terms, options)
-    displacement = -factor * (slope / curvature)
-    theta.add_(displacement)
+    displacement = move(theta, -factor * (slope / curvature))
     _store(belief, compact_recentre(belief, displacement, terms.length))
     return wide_sum(displacement * displacement)
 
@@ -95,9 +103,8 @@ def full_observe(
 ) -> FullObserved:
     moved = belief
     if terms.decay is not None:
-        displacement = -terms.decay * theta.to(precision.dtype)
+        displacement = move(theta, -terms.decay * theta.to(precision.dtype))
         moved = recentre(belief, displacement)
-        theta.add_(displacement)
     mean = theta.to(precision.dtype)
     observed = _clean(grad, moved.gradient, ok, maximize)
     # The first gradient is the filter's starting point: ĝ = g₁ + h0θ.
@@ -136,8 +143,7 @@ def full_apply(
     terms: GroupTerms,
     options: Options,
 ) -> Tensor:
-    displacement = scale * primal(terms_of_dual, terms.weight * precision, eta_min, t)
-    theta.add_(displacement)
+    displacement = move(theta, scale * primal(terms_of_dual, terms.weight * precision, eta_min, t))
     target = updated_precision(
         precision,
         belief.hessian + options.prior,

@@ -227,20 +227,95 @@ def test_only_bad_gradients_count_as_skipped(options):
     assert optimizer.diagnostics()["skipped_steps"] == 0
 
 
+BAD_RATES = [math.nan, math.inf, -1e-3]
+
+
+@pytest.mark.parametrize("lr", [*BAD_RATES, *map(torch.tensor, BAD_RATES), "0.1", None], ids=str)
+@pytest.mark.parametrize("steps", [0, 3])
 @every_mode
-def test_a_lr_that_is_not_a_number_skips_the_step(options):
+def test_a_lr_that_cannot_be_is_refused_before_anything_changes(options, steps, lr):
     """A scheduler that went wrong must not destroy the weights."""
-    params, optimizer = trained({**options, "weight_decay": 0.1}, steps=3)
-    for lr in (math.nan, torch.tensor(math.nan)):
-        optimizer.param_groups[0]["lr"] = lr
-        before = snapshot(optimizer)
+    params, optimizer = trained({**options, "weight_decay": 0.1}, steps=steps)
+    optimizer.param_groups[0]["lr"] = lr
+    before = snapshot(optimizer)
+    with pytest.raises((ValueError, TypeError), match="lr"):
         train(optimizer, params, [3])
-        assert_identical(snapshot(optimizer)["weights"], before["weights"])
-        assert_identical(snapshot(optimizer)["state"], before["state"])
+    after = snapshot(optimizer)
+    assert_identical(after["weights"], before["weights"])
+    assert_identical(after["state"], before["state"])
     optimizer.param_groups[0]["lr"] = options["lr"]
     train(optimizer, params, [4])
     assert all(torch.isfinite(weight).all() for weight in weights(optimizer))
     assert not torch.equal(weights(optimizer)[0], before["weights"][0])
+
+
+@pytest.mark.parametrize("lr", [*BAD_RATES, 0.0], ids=str)
+@pytest.mark.parametrize("steps", [0, 3])
+@every_mode
+def test_a_lr_that_only_the_device_knows_skips_the_step(options, steps, lr, monkeypatch):
+    """On an accelerator the host does not look at a tensor lr; the step itself has to be harmless."""
+    params, optimizer = trained({**options, "weight_decay": 0.1}, steps=steps)
+    monkeypatch.setattr("arturo_core.optimizer._known", lambda lr: not isinstance(lr, torch.Tensor))
+    optimizer.param_groups[0]["lr"] = torch.tensor(lr)
+    before = weights(optimizer)
+    before = [weight.clone() for weight in before]
+    train(optimizer, params, [3])
+    for weight, start in zip(weights(optimizer), before, strict=True):
+        assert torch.equal(weight, start)
+    assert optimizer.diagnostics()["steps"] == steps
+    optimizer.param_groups[0]["lr"] = torch.tensor(options["lr"])
+    train(optimizer, params, [4])
+    assert all(torch.isfinite(weight).all() for weight in weights(optimizer))
+    assert not torch.equal(weights(optimizer)[0], before[0])
+
+
+@every_noise
+def test_a_group_whose_zero_lr_only_the_device_knows_stands_still(options, monkeypatch):
+    monkeypatch.setattr("arturo_core.optimizer._known", lambda lr: not isinstance(lr, torch.Tensor))
+    params = parameters()
+    groups = [{"params": params[:1], "lr": torch.tensor(1e-2)}, {"params": params[1:], "lr": torch.tensor(0.0)}]
+    optimizer = Arturo(groups, noise=options["noise"], weight_decay=0.1)
+    before = [param.detach().clone() for param in params]
+    train(optimizer, params, range(4))
+    assert not torch.equal(params[0], before[0])
+    for param, start in zip(params[1:], before[1:], strict=True):
+        assert torch.equal(param, start)
+        assert float(optimizer.state[param]["step"]) == 0.0
+        assert float(optimizer.state[param]["gradient"].abs().max()) == float(
+            (0.1 * start).abs().max() if options["noise"] == "fixed" else 0.0
+        )
+
+
+def test_a_group_follows_its_own_lr_when_schedules_differ():
+    """The adaptive form: after a group's lr falls, so do its steps, in proportion."""
+    torch.manual_seed(0)
+    one, two = Parameter(torch.randn(200)), Parameter(torch.randn(200))
+    optimizer = Arturo([{"params": [one]}, {"params": [two]}], lr=1e-3)
+    for step in range(60):
+        if step == 30:
+            optimizer.param_groups[1]["lr"] = 1e-6
+        before = one.detach().clone(), two.detach().clone()
+        one.grad, two.grad = torch.randn(200), torch.randn(200)
+        optimizer.step()
+    ratio = float((two.detach() - before[1]).norm() / (one.detach() - before[0]).norm())
+    assert ratio == pytest.approx(1e-3, rel=0.5)
+
+
+def test_coordinates_that_sleep_keep_their_curvature():
+    """Rows of an embedding that no batch has shown are not made loose by what others learn."""
+    torch.manual_seed(0)
+    param = Parameter(torch.zeros(1000))
+    optimizer = Arturo([param], lr=1e-3)
+    for _ in range(400):
+        param.grad = torch.randn(1000)
+        param.grad[:5] = 0.0
+        optimizer.step()
+    assert torch.equal(optimizer.state[param]["curvature"][:5], torch.ones(5))
+    param.grad = torch.randn(1000)
+    before = param.detach().clone()
+    optimizer.step()
+    moved = (param.detach() - before).abs() / 1e-3
+    assert moved[:5].max() < 10.0
 
 
 # -- honest bound ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,85 @@
+"""Parameters split over the ranks of a process group take the step that one process takes with all of them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from arturo_core import Arturo
+
+MODES: list[dict[str, Any]] = [
+    {"lr": 1e-2},
+    {"lr": 1e-1, "trust_region": "kl"},
+    {"lr": 1e-1, "noise": "fixed"},
+    {"lr": 3e-3, "noise": "fixed", "trust_region": "kl"},
+]
+SIZES = [40, 7, 13]
+
+
+def train(optimizer: Arturo, params: dict[int, torch.nn.Parameter]) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    for step in range(8):
+        for index, size in enumerate(SIZES):
+            grad = torch.randn(size, generator=generator, dtype=torch.float64)
+            if index in params:
+                params[index].grad = grad
+                if step == 4 and index == 0:
+                    params[index].grad[3] = torch.nan
+        if step == 5:
+            group = optimizer._process_group
+            optimizer = copy.deepcopy(optimizer)  # goes on with the same ranks
+            assert optimizer._process_group is group
+            params = dict(zip(params, optimizer.param_groups[0]["params"], strict=True))
+            for param in params.values():
+                param.grad = None
+            generator = torch.Generator().manual_seed(1)
+            continue
+        optimizer.step()
+    numbers = optimizer.diagnostics()
+    kept = ("eta", "kl", "kl_bound", "innovation_ratio", "step_rms", "steps", "skipped_steps")
+    return {"weights": {i: p.detach() for i, p in params.items()}, "numbers": {key: numbers[key] for key in kept}}
+
+
+def parameters(indices: list[int]) -> dict[int, torch.nn.Parameter]:
+    torch.manual_seed(0)
+    everything = [torch.randn(size, dtype=torch.float64) for size in SIZES]
+    return {index: torch.nn.Parameter(everything[index]) for index in indices}
+
+
+def work(rank: int, shares: list[list[int]], folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(shares))
+    results = []
+    for mode in MODES:
+        params = parameters(shares[rank])
+        # A rank without parameters holds an empty one: it takes part in every sum.
+        held = list(params.values()) or [torch.nn.Parameter(torch.zeros(0, dtype=torch.float64))]
+        optimizer = Arturo(held, process_group=distributed.group.WORLD, **mode)
+        if not params:
+            held[0].grad = torch.zeros(0, dtype=torch.float64)
+            params = {99: held[0]}
+        results.append(train(optimizer, params))
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("shares", [[[0, 1], [2]], [[0, 1, 2], []]], ids=["split", "a rank without parameters"])
+def test_split_parameters_step_as_one(shares: list[list[int]], tmp_path: Path) -> None:
+    multiprocessing.spawn(work, args=(shares, os.fspath(tmp_path)), nprocs=len(shares))
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(shares))]
+    for index, mode in enumerate(MODES):
+        params = parameters([0, 1, 2])
+        expected = train(Arturo(params.values(), **mode), params)
+        assert expected["numbers"]["skipped_steps"] == 1
+        for rank, share in enumerate(shares):
+            found = ranks[rank][index]
+            for key, value in expected["numbers"].items():
+                assert found["numbers"][key] == pytest.approx(value, rel=1e-9), (mode, rank, key)
+            for name in share:
+                torch.testing.assert_close(found["weights"][name], expected["weights"][name], rtol=1e-9, atol=1e-12)
