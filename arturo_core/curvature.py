@@ -156,7 +156,7 @@ def compact_update(
 
     Only the contrast of s between coordinates is learned: log s is lowered by the logarithm of the mean of s. Noise
     that is left in ĝ moved the weights too, so E[eD] > 0 without any curvature, and s would drift upwards everywhere
-    alike. A coordinate that has hardly moved (x² below MOVED) is lowered in proportion: without gradients it keeps its s.
+    alike. A coordinate that has hardly moved (x² below MOVED) is lowered in proportion: a sleeping one keeps its s.
 
     Args:
         belief: the current belief.

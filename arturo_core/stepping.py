@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,10 +62,12 @@ class Step:
     home: torch.device
     process_group: ProcessGroup | None
 
-    def ok_of(self, group: int) -> Tensor:
-        """``ok`` for a group: 0 also for one that stands still and whose lr only the device knows."""
-        return self.ok * (self.rates[group].lr > 0.0)
+    @cached_property
+    def ok_of(self) -> dict[int, Tensor]:
+        """``ok`` of every group: 0 also for one that stands still and whose lr only the device knows."""
+        return {group: self.ok * (rates.lr > 0.0) for group, rates in self.rates.items()}
 
+    @cached_property
     def sources(self) -> list[Source]:
         """The parameters of all chunks, each once."""
         found: list[Source] = []
@@ -74,8 +77,15 @@ class Step:
 
     def count_updates(self) -> None:
         """Let every parameter's own count of updates go on."""
-        for source in self.sources():
-            source.scalars["step"].add_(self.ok_of(source.group))
+        if self.sources:
+            counters = [source.scalars["step"] for source in self.sources]
+            ok = {
+                (source.group, source.theta.device): self.ok_of[source.group].to(source.scalars["step"])
+                for source in {(source.group, source.theta.device): source for source in self.sources}.values()
+            }
+            torch._foreach_add_(
+                counters, [ok[source.group, here.device] for source, here in zip(self.sources, counters, strict=True)]
+            )
 
     def reference_lr(self) -> Tensor:
         """The largest learning rate of the step."""
@@ -105,14 +115,14 @@ class Local:
         rates = step.rates[group]
         # Not a product with ok: a learning rate that is not finite skips the step, and 0·NaN would be NaN.
         decay = (
-            None if rates.decay is None else torch.where(step.ok_of(group) > 0.0, rates.decay, 0.0).to(device, dtype)
+            None if rates.decay is None else torch.where(step.ok_of[group] > 0.0, rates.decay, 0.0).to(device, dtype)
         )
         weight = torch.ones_like(rates.lr)
         if step.options.trust_region == "rms":
             moves = (rates.lr > 0.0) & torch.isfinite(rates.lr)
             weight = torch.where(moves, (step.reference_lr() / rates.lr) ** 2, weight)
         return cls(
-            ok=step.ok_of(group).to(device, dtype),
+            ok=step.ok_of[group].to(device, dtype),
             terms=GroupTerms(decay, rates.length.to(device, dtype), weight.to(device, dtype)),
         )
 
@@ -176,7 +186,7 @@ def _gains(step: Step, level: Tensor) -> list[Gains]:
 
     The expected gradient drifts because the weights move: its process noise falls with the square of the step length.
     """
-    sources = step.sources()
+    sources = step.sources
     if not sources:
         return []
 
@@ -184,12 +194,11 @@ def _gains(step: Step, level: Tensor) -> list[Gains]:
         return torch.stack([source.scalars[name].to(step.home) for source in sources]).to(step.ok.dtype)
 
     ages, variance = column("step"), column("variance")
-    ok = torch.stack([step.ok_of(source.group) for source in sources])
+    ok = torch.stack([step.ok_of[source.group] for source in sources])
     share = torch.stack([step.rates[source.group].share for source in sources])
     predicted, gain = riccati(variance, step.options.process_noise * share * share)
     updated = torch.where(ok > 0.0, gain, variance)
-    for source, value in zip(sources, updated.unbind(), strict=True):
-        source.scalars["variance"].copy_(value)
+    torch._foreach_copy_([source.scalars["variance"] for source in sources], list(updated.unbind()))
     columns = Gains(
         gradient=torch.where(ok > 0.0, gain, 0.0),
         noise=ok * torch.clamp(1.0 / (1.0 + ages), min=NOISE_GAIN),
