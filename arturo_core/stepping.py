@@ -199,12 +199,10 @@ def _gains(step: Step, level: Tensor) -> list[Gains]:
     predicted, gain = riccati(variance, step.options.process_noise * share * share)
     updated = torch.where(ok > 0.0, gain, variance)
     torch._foreach_copy_([source.scalars["variance"] for source in sources], list(updated.unbind()))
-    columns = Gains(
-        gradient=torch.where(ok > 0.0, gain, 0.0),
-        noise=ok * torch.clamp(1.0 / (1.0 + ages), min=NOISE_GAIN),
-        curvature=ok * step.options.init_covariance,
-        predicted=torch.where(ok > 0.0, predicted, 0.0),
-        level=ok * torch.log(level),
+    columns = (
+        torch.where(ok > 0.0, gain, 0.0),
+        ok * torch.clamp(1.0 / (1.0 + ages), min=NOISE_GAIN),
+        torch.where(ok > 0.0, predicted, 0.0),
     )
     found: list[Gains] = []
     start = 0
@@ -213,9 +211,13 @@ def _gains(step: Step, level: Tensor) -> list[Gains]:
         if found and not chunk.packed and chunk.sources[0] is sources[start - 1]:
             found.append(found[-1])
             continue
-        local = [value[start : start + len(chunk.sources)].to(chunk.state[0]).unbind() for value in columns]
-        found.append(Gains(*(chunk.spread(values) for values in local)))
-        start += len(chunk.sources)
+        like = chunk.state[0]
+        part = slice(start, start + len(chunk.sources))
+        gradient, noise, expected = (chunk.spread(column[part].to(like)) for column in columns)
+        moves = step.ok_of[chunk.group]
+        curvature, common = (moves * step.options.init_covariance).to(like), (moves * torch.log(level)).to(like)
+        found.append(Gains(gradient, noise, curvature, expected, common))
+        start = part.stop
     return found
 
 
@@ -230,7 +232,7 @@ def full_step(step: Step) -> Report:
         precision, *belief = chunk.state
         # Read by every evaluation of the dual: two tensors instead of the four they come from.
         spectra.append(trust_region.Spectrum(torch.empty_like(precision), torch.empty_like(precision)))
-        first = chunk.spread([(source.scalars["step"] == 0).to(precision) for source in chunk.sources])
+        first = chunk.spread(torch.stack([source.scalars["step"] for source in chunk.sources]).eq(0).to(precision))
         observed = step.passes.full_observe(
             chunk.theta,
             chunk.grad,

@@ -36,13 +36,15 @@ class Chunk:
     sources: list[Source]
     packed: bool  # a copy of several parameters, instead of a slice that shares the memory of one
 
-    def spread(self, values: Sequence[Tensor]) -> Tensor:
-        """One scalar a source, as a scalar of a slice or as one entry an element of a pack."""
+    def spread(self, values: Tensor) -> Tensor:
+        """One scalar a source, shape (sources,), as a scalar of a slice or as one entry an element of a pack."""
         if not self.packed:
             return values[0]
-        return torch.cat(
-            [value.expand(source.theta.numel()) for value, source in zip(values, self.sources, strict=True)]
-        )
+        sizes = [source.theta.numel() for source in self.sources]
+        if values.device.type == "cpu":
+            return torch.repeat_interleave(values, torch.tensor(sizes))
+        # Sizes would have to be copied to the device, and the host would wait for that.
+        return torch.cat([value.expand(size) for value, size in zip(values.unbind(), sizes, strict=True)])
 
     def write_back(self) -> None:
         """Copy a packed chunk's weights and state to the tensors they were packed from."""
