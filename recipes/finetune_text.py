@@ -136,9 +136,6 @@ def compare(options: Options, console: Console) -> None:
     """Do every run that is not done yet, then write and show the results."""
     if options.offline:  # before a Hugging Face library is imported: they read it once
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # Before torch is imported. Threads that spin while they wait made a step nine times slower than threads
-    # that sleep when other programs used the two cores as well.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.threads:
         import torch
 

@@ -7,6 +7,6 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def environment_as_before(monkeypatch):
-    for variable in ("HF_HUB_OFFLINE", "OMP_WAIT_POLICY"):
+    for variable in ("HF_HUB_OFFLINE",):
         monkeypatch.setenv(variable, "")  # which notes what to restore, absence included
         monkeypatch.delenv(variable)
