@@ -27,7 +27,7 @@ class GroupTerms(NamedTuple):
 
 
 class CompactObserved(NamedTuple):
-    """Sums over a chunk, 0-dimensional, wide."""
+    """Sums over a chunk, 0-dimensional, in the state's dtype or wider."""
 
     decrement: Tensor  # Σ a²/b
     stiffness: Tensor  # Σ s√R
@@ -36,7 +36,7 @@ class CompactObserved(NamedTuple):
 
 
 class FullObserved(NamedTuple):
-    """Sums over a chunk, 0-dimensional, wide; λ stands for ωλ except in ``precision``."""
+    """Sums over a chunk, 0-dimensional, in the state's dtype or wider; λ stands for ωλ except in ``precision``."""
 
     least: Tensor  # min b/λ
     total: Tensor  # Σ a²/λ
