@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -14,13 +13,12 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from arturo_core import diagnostics as reporting
-from arturo_core import gaussian, reductions, stepping
+from arturo_core import gaussian, learning_rate, reductions, stepping
 from arturo_core.curvature import CompactBelief, compact_hessian
 from arturo_core.kernels import compiled, eager
 from arturo_core.kernels.chunks import Chunk, Source, chunks
 from arturo_core.layouts import check_gradient, check_layout, check_parameter
 from arturo_core.options import (
-    LENGTH_PER_LR,
     PAPER,
     PAPER_KL_BOUND,
     SHORTEST_LENGTH,
@@ -29,7 +27,6 @@ from arturo_core.options import (
 )
 from arturo_core.state import allocate, check_saved, real_view, restore, table
 from arturo_core.stepping import GroupRates, Step
-from arturo_core.trust_region import wide_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -252,17 +249,17 @@ class Arturo(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if _known(group["lr"]):
+            if learning_rate.known(group["lr"]):
                 check_group(group, self._options.trust_region)
         sources = self._gather()
-        moving = {index for index, group in enumerate(self.param_groups) if not _stands_still(group["lr"])}
+        moving = {index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])}
         sources = [source for source in sources if source.group in moving]
         if not moving or (not sources and self._process_group is None):
             return loss
         rates_of = {source.group for source in sources} if self._process_group is None else moving
         home = sources[0].theta.device if sources else _home(self.param_groups)
-        rates = self._rates(sorted(rates_of), home)
         options = self._options
+        rates = learning_rate.rates(self.param_groups, sorted(rates_of), options, home)
         work = list(chunks(sources, self._chunk_size(home)))
         step = Step(
             chunks=work,
@@ -277,7 +274,7 @@ class Arturo(Optimizer):
         if options.noise == "fixed":
             self._report, level = stepping.full_step(step), None
         else:
-            self._report, level = stepping.compact_step(step, _scalar(first["level"], home))
+            self._report, level = stepping.compact_step(step, learning_rate.scalar(first["level"], home))
         step.count_updates()
         for group in self.param_groups:
             group["calls"] += 1
@@ -316,35 +313,6 @@ class Arturo(Optimizer):
                 if not self.state.get(param) and (param.requires_grad or param.grad is not None):
                     check_layout(param, self._process_group)
                     self.state[param] = allocate(param, self._options)
-
-    def _rates(self, groups: list[int], home: torch.device) -> dict[int, GroupRates]:
-        if self._options.trust_region == "kl":
-            values = {float(lr) for index in groups if _known(lr := self.param_groups[index]["lr"])}
-            if len(values) > 1:
-                raise ValueError(
-                    f'Arturo: with trust_region="kl" lr is the KL bound of the whole step, one value for all groups, '
-                    f"but the groups have {', '.join(map(str, sorted(values)))}. Give them one lr, or use "
-                    'trust_region="rms" (0 freezes a group).'
-                )
-        rates = {}
-        for index in groups:
-            group = self.param_groups[index]
-            group["peak_lr"] = _larger(group["peak_lr"], group["lr"])
-            lr, decay = _scalar(group["lr"], home), group["weight_decay"]
-            rates[index] = GroupRates(
-                lr=lr,
-                decay=lr * decay if decay else None,
-                length=_scalar(self._length(group), home).clamp(min=SHORTEST_LENGTH),
-                share=lr / _scalar(group["peak_lr"], home).clamp(min=torch.finfo(lr.dtype).tiny),
-                maximize=group["maximize"],
-            )
-        return rates
-
-    def _length(self, group: dict[str, Any]) -> float | Tensor:
-        """ℓ of a parameter group."""
-        scale = self._options.length_scale
-        length: float | Tensor = LENGTH_PER_LR * group["peak_lr"] if scale is None else scale
-        return length
 
     def _usable(self, work: list[Chunk], rates: dict[int, GroupRates], home: torch.device) -> Tensor:
         """1 for a step to take: finite gradients, and learning rates that are finite, not negative and not all 0."""
@@ -482,7 +450,9 @@ class Arturo(Optimizer):
         if options.noise == "fixed":
             return state["precision"].clone()
         belief = CompactBelief(*(state[name] for name in CompactBelief._fields))
-        curvature: Tensor = compact_hessian(belief, max(float(self._length(group)), SHORTEST_LENGTH)) + options.prior
+        curvature: Tensor = (
+            compact_hessian(belief, max(float(learning_rate.length(group, options)), SHORTEST_LENGTH)) + options.prior
+        )
         return gaussian.tied_precision(curvature, options.temperature)
 
 
@@ -496,31 +466,6 @@ def _complete(group: dict[str, Any], first: dict[str, Any]) -> None:
     group.setdefault("calls", first.get("calls", 0))
     group.setdefault("level", torch.as_tensor(first.get("level", 1.0), dtype=torch.float64).clone())
     group.setdefault("skipped", torch.as_tensor(first.get("skipped", 0), dtype=torch.int64).clone())
-
-
-def _known(lr: float | Tensor) -> bool:
-    """Whether lr can be read without waiting for a device (or breaking a graph that is being compiled)."""
-    return not isinstance(lr, Tensor) or (lr.device.type == "cpu" and not torch.compiler.is_compiling())
-
-
-def _larger(peak: float | Tensor, lr: float | Tensor) -> float | Tensor:
-    """The larger of two learning rates, passing over one that is not finite."""
-    if isinstance(lr, Tensor):
-        peak = torch.as_tensor(peak).to(lr)
-        return torch.where(torch.isfinite(lr), torch.maximum(peak, lr), peak)
-    return max(float(peak), lr) if math.isfinite(lr) else float(peak)
-
-
-def _stands_still(lr: float | Tensor) -> bool:
-    """Whether lr is known to be 0."""
-    return _known(lr) and float(lr) == 0.0
-
-
-def _scalar(value: float | Tensor, device: torch.device) -> Tensor:
-    dtype = wide_dtype(device)
-    if isinstance(value, Tensor):
-        return value.detach().reshape(()).to(device=device, dtype=dtype)
-    return torch.full((), value, dtype=dtype, device=device)
 
 
 def _home(groups: Iterable[dict[str, Any]]) -> torch.device:
