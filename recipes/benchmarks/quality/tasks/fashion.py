@@ -1,0 +1,233 @@
+"""fashion-cnn and fashion-vit: Fashion-MNIST with the paper's CNN and with a small vision transformer.
+
+    python -m recipes.benchmarks.quality.tasks.fashion     # gets the data: Debian's dataset-fashion-mnist, without root
+
+Data: H. Xiao, K. Rasul and R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
+Algorithms", 2017. The test part is the first rows of its test file, the validation part the last rows of its
+training file.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from recipes.benchmarks.quality.tasks.base import Problem, Task
+from recipes.benchmarks.quality.tasks.common import sha256, shuffled
+from recipes.text.errors import InputError
+
+VARIABLE = "ARTURO_FASHION_MNIST"
+PACKAGE = "dataset-fashion-mnist"
+SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+OWN_FOLDER = Path("runs/data/fashion-mnist")
+FILES = {
+    "train images": "train-images-idx3-ubyte.gz",
+    "train classes": "train-labels-idx1-ubyte.gz",
+    "test images": "t10k-images-idx3-ubyte.gz",
+    "test classes": "t10k-labels-idx1-ubyte.gz",
+}
+FETCH = "python -m recipes.benchmarks.quality.tasks.fashion"
+
+CLASSES = 10
+TRAIN = 50_000
+VALIDATION, TEST = 1000, 4000
+MEAN, DEVIATION = 0.2860, 0.3530  # of the training file's pixels, scaled to [0, 1]
+BATCH = 64
+HELD_OUT_BATCH = 250
+CNN_STEPS, VIT_STEPS = 250, 400
+PATCH, WIDTH, LAYERS, HEADS = 7, 64, 3, 4
+
+
+def folder() -> Path:
+    """Where the four files are; an InputError that says how to get them if they are nowhere."""
+    given = os.environ.get(VARIABLE)
+    places = [Path(given)] if given else [SYSTEM_FOLDER, OWN_FOLDER]
+    for place in places:
+        if all((place / name).is_file() for name in FILES.values()):
+            return place
+    looked = " and ".join(map(str, places))
+    raise InputError(
+        f"Fashion-MNIST is not in {looked}; run: {FETCH} (Debian or Ubuntu), or set {VARIABLE} to a folder with "
+        f"{', '.join(FILES.values())}"
+    )
+
+
+def read_idx(content: bytes) -> Tensor:
+    """The unsigned bytes of a gzip-compressed IDX file in the shape its header states."""
+    raw = gzip.decompress(content)
+    dimensions = raw[3]
+    if raw[:3] != b"\x00\x00\x08":
+        raise InputError("a file of Fashion-MNIST is not in the IDX format with unsigned bytes; get the data anew")
+    header = 4 + 4 * dimensions
+    shape = [int.from_bytes(raw[at : at + 4], "big") for at in range(4, header, 4)]
+    return torch.frombuffer(bytearray(raw[header:]), dtype=torch.uint8).view(shape)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images (rows, 28, 28) uint8 and classes (rows,) int64 of each part, and the digest of the files."""
+
+    parts: dict[str, tuple[Tensor, Tensor]]
+    sha256: str
+
+
+@functools.cache
+def fashion_mnist(place: Path) -> Images:
+    """The files in the folder `place`, split."""
+    contents = {what: (place / name).read_bytes() for what, name in FILES.items()}
+    read = {what: read_idx(content) for what, content in contents.items()}
+    images, classes = read["train images"], read["train classes"].long()
+    if len(images) < TRAIN + VALIDATION or len(images) != len(classes):
+        raise InputError(f"the Fashion-MNIST in {place} is not complete; get it anew: {FETCH}")
+    parts = {
+        "train": (images[:TRAIN], classes[:TRAIN]),
+        "validation": (images[-VALIDATION:], classes[-VALIDATION:]),
+        "test": (read["test images"][:TEST], read["test classes"][:TEST].long()),
+    }
+    return Images(parts, sha256(contents[what] for what in FILES))
+
+
+class Fashion(Problem):
+    """A batch is (images, classes): (rows, 1, 28, 28) float, standardised, and (rows,) int64."""
+
+    def __init__(self, network: Callable[[], nn.Module], steps: int, seed: int) -> None:
+        self.images = fashion_mnist(folder().resolve())
+        self.steps = steps
+        self.seed = seed
+        self.examples = TRAIN
+        self.data_sha256 = self.images.sha256
+        torch.manual_seed(seed)
+        self.model = network()
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        images, classes = self.images.parts["train"]
+        for rows in shuffled(self.examples, BATCH, self.steps, self.seed):
+            yield standardised(images[rows]), classes[rows]
+
+    def held_out(self, part: str) -> Iterator[tuple[Tensor, Tensor]]:
+        images, classes = self.images.parts[part]
+        pieces = zip(torch.split(images, HELD_OUT_BATCH), torch.split(classes, HELD_OUT_BATCH), strict=True)
+        for pixels, chosen in pieces:
+            yield standardised(pixels), chosen
+
+    def logits(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        images, classes = batch
+        return self.model(images), classes
+
+
+def standardised(images: Tensor) -> Tensor:
+    """(rows, 28, 28) uint8 as (rows, 1, 28, 28) float of mean 0 and variance 1 over the training file."""
+    return ((images.float() / 255 - MEAN) / DEVIATION).unsqueeze(1)
+
+
+def paper_cnn() -> nn.Module:
+    """The CNN of the paper's Fashion-MNIST experiments (390,410 parameters): no padding, max-pooling twice."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(64, 128, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(1152, 256),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(256, CLASSES),
+    )
+
+
+class VisionTransformer(nn.Module):
+    """Patches of PATCH × PATCH pixels through a pre-norm encoder without dropout; the mean over them is classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, WIDTH, PATCH, stride=PATCH)
+        self.positions = nn.Parameter(torch.empty((28 // PATCH) ** 2, WIDTH))
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        self.layers = nn.Sequential(
+            *(
+                # layer by layer: nn.TransformerEncoder would start all of its layers with the same weights
+                nn.TransformerEncoderLayer(
+                    WIDTH, HEADS, 4 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                )
+                for _ in range(LAYERS)
+            )
+        )
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (rows, CLASSES) of images (rows, 1, 28, 28)."""
+        hidden = self.patches(images).flatten(2).transpose(1, 2) + self.positions
+        logits: Tensor = self.head(self.norm(self.layers(hidden)).mean(1))
+        return logits
+
+
+def fetch(target: Path = OWN_FOLDER) -> Path:
+    """Download Debian's package with apt, needing no root, and copy the data out of it into `target`."""
+    for tool in ("apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            raise InputError(
+                f"there is no {tool} here to get {PACKAGE} with; download the four Fashion-MNIST files "
+                f"({', '.join(FILES.values())}) and set {VARIABLE} to their folder"
+            )
+    with tempfile.TemporaryDirectory() as scratch:
+        run(["apt-get", "download", PACKAGE], scratch, "as root: apt-get update, then run this again")
+        archives = list(Path(scratch).glob(f"{PACKAGE}_*.deb"))
+        if len(archives) != 1:
+            raise InputError(f"apt-get left {len(archives)} archives of {PACKAGE}, not one; run it again")
+        run(["dpkg", "-x", archives[0].name, "unpacked"], scratch, "the archive may be cut off: run this again")
+        target.mkdir(parents=True, exist_ok=True)
+        for name in FILES.values():
+            shutil.copy(Path(scratch) / "unpacked" / SYSTEM_FOLDER.relative_to("/") / name, target / name)
+    return target
+
+
+def run(command: list[str], where: str, fix: str) -> None:
+    """Run `command` in the folder `where`; if it fails, an InputError with the end of what it said and `fix`."""
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise InputError(f"`{' '.join(command)}` failed: {said[-1] if said else done.returncode}; {fix}")
+
+
+def task(name: str, steps: int, network: Callable[[], nn.Module], text: str) -> Task:
+    return Task(
+        name=name,
+        family="from scratch",
+        steps=steps,
+        warmup=math.ceil(0.05 * steps),
+        decay="cosine",
+        clip=None,
+        make=functools.partial(Fashion, network, steps),
+        description=f"{text}, Fashion-MNIST, 50,000 rows, batch {BATCH}",
+    )
+
+
+TASKS = (
+    task("fashion-cnn", CNN_STEPS, paper_cnn, "the paper's CNN (390 k)"),
+    task("fashion-vit", VIT_STEPS, VisionTransformer, f"vision transformer ({LAYERS} x {WIDTH}, patches of {PATCH})"),
+)
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(f"Fashion-MNIST is in {fetch()}\n")
+    except InputError as error:
+        sys.exit(str(error))

@@ -1,0 +1,483 @@
+"""The quality benchmark's tasks: reproducible, split cleanly, scored right, and undisturbed by being scored."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import sysconfig
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from recipes.benchmarks.quality.tasks import TASKS, fashion, language, tabular, text
+from recipes.benchmarks.quality.tasks.base import Task
+from recipes.benchmarks.quality.tasks.common import shuffled
+from recipes.text.errors import InputError
+
+NAMES = ("diamonds-mlp", "lm-python", "lm-dialogue", "fashion-cnn", "fashion-vit", "trec", "trec-lora")
+SMALL = 40  # rows or windows that the tests evaluate on
+
+
+def idx(values: np.ndarray) -> bytes:
+    header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+    return gzip.compress(header + values.astype(np.uint8).tobytes(), 1)
+
+
+def write_fashion(folder, train=320, test=60):
+    rng = np.random.default_rng(0)
+    for part, rows in (("train", train), ("test", test)):
+        images = rng.integers(0, 256, (rows, 28, 28))
+        (folder / fashion.FILES[f"{part} images"]).write_bytes(idx(images))
+        (folder / fashion.FILES[f"{part} classes"]).write_bytes(idx(rng.integers(0, 10, rows)))
+
+
+@pytest.fixture
+def small_fashion(monkeypatch, tmp_path):
+    """Random images in Fashion-MNIST's format, a few of them."""
+    write_fashion(tmp_path)
+    monkeypatch.setenv(fashion.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(fashion, "TRAIN", 280)
+    monkeypatch.setattr(fashion, "VALIDATION", SMALL)
+    monkeypatch.setattr(fashion, "TEST", 50)
+    return tmp_path
+
+
+@pytest.fixture
+def make(small_fashion, monkeypatch):
+    """Makes a problem whose held out parts are small."""
+    monkeypatch.setattr(language, "WINDOWS", {"validation": SMALL, "test": SMALL})
+
+    def make_small(name, seed=0):
+        problem = TASKS[name].make(seed)
+        if isinstance(problem, text.TextClassification):
+            cut = {part: rows if part == "train" else rows[:SMALL] for part, rows in problem.data.parts.items()}
+            problem.data = replace(problem.data, parts=cut)
+        if isinstance(problem, tabular.Diamonds):
+            cut = {part: (x, y) if part == "train" else (x[:SMALL], y[:SMALL]) for part, (x, y) in table_parts()}
+            problem.table = replace(problem.table, parts=cut)
+        return problem
+
+    return make_small
+
+
+def table_parts():
+    return tabular.diamonds().parts.items()
+
+
+def tensors(batch) -> list[torch.Tensor]:
+    return [batch] if isinstance(batch, torch.Tensor) else list(batch)
+
+
+def first(problem, count=3) -> list[torch.Tensor]:
+    return [tensor for _, batch in zip(range(count), problem.batches(), strict=False) for tensor in tensors(batch)]
+
+
+def same(left, right) -> bool:
+    return len(left) == len(right) and all(map(torch.equal, left, right))
+
+
+def test_the_eleven_tasks():
+    families = {
+        family: [name for name, task in TASKS.items() if task.family == family]
+        for family in ("fine-tuning", "lora", "from scratch")
+    }
+    assert families["fine-tuning"] == ["trec", "movie", "sms"]
+    assert families["lora"] == ["trec-lora", "movie-lora", "sms-lora"]
+    assert set(families["from scratch"]) == {"lm-python", "lm-dialogue", "fashion-cnn", "fashion-vit", "diamonds-mlp"}
+    assert (TASKS["trec"].default_lr, TASKS["trec-lora"].default_lr) == (5e-5, 5e-4)
+    assert TASKS["lm-python"].default_lr == 1e-3
+    assert all("\n" not in task.description and task.name == name for name, task in TASKS.items())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_learning_rate_rises_to_one_and_falls_to_zero(name):
+    task = TASKS[name]
+    factors = [task.factor(step) for step in range(task.steps + 1)]
+    assert factors[0] == pytest.approx(1 / task.warmup)
+    assert factors[task.warmup - 1] == 1.0
+    assert all(a < b for a, b in pairwise(factors[: task.warmup]))
+    assert all(a > b for a, b in pairwise(factors[task.warmup :]))
+    assert factors[-2] > 0
+    assert factors[-1] == pytest.approx(0)
+    assert task.factor(10 * task.steps) == pytest.approx(0)
+
+
+def test_linear_and_cosine_decay():
+    task = Task("t", "from scratch", 110, 10, "linear", None, lambda seed: None, "")
+    assert [task.factor(step) for step in (10, 35, 60, 85)] == pytest.approx([1, 0.75, 0.5, 0.25])
+    task = replace(task, decay="cosine")
+    assert [task.factor(step) for step in (10, 35, 60, 85)] == pytest.approx([1, 0.853553, 0.5, 0.146447], rel=1e-5)
+    assert replace(task, warmup=0).factor(0) == 1.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_seed_decides_weights_and_batches(make, name):
+    one, again, other = make(name, 3), make(name, 3), make(name, 4)
+    assert same(list(one.model.state_dict().values()), list(again.model.state_dict().values()))
+    assert same(first(one), first(again))
+    assert same(first(one), first(one))  # a second pass over the batches is the first one
+    trained = [(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True) if a.requires_grad]
+    assert any(not torch.equal(a, b) for a, b in trained)
+    assert not same(first(one), first(other))
+    assert one.data_sha256 == other.data_sha256
+    assert re.fullmatch("[0-9a-f]{64}", one.data_sha256)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_number_of_batches_and_the_start(make, name):
+    problem = make(name)
+    assert sum(1 for _ in problem.batches()) == TASKS[name].steps
+    assert problem.model.training
+    assert any(parameter.requires_grad for parameter in problem.model.parameters())
+    loss = problem.loss(next(iter(problem.batches())))
+    assert loss.ndim == 0
+    assert loss.requires_grad
+    logits, classes = problem.logits(next(iter(problem.batches())))
+    assert classes.dtype == torch.int64
+    assert loss.item() == pytest.approx(np.log(logits.shape[1]), rel=0.25)  # untrained: near a uniform guess
+
+
+@pytest.mark.parametrize("name", ["diamonds-mlp", "trec", "movie", "sms"])
+def test_the_description_states_the_training_rows(name):
+    task = TASKS[name]
+    rows = (
+        len(tabular.diamonds().parts["train"][1])
+        if name == "diamonds-mlp"
+        else len(text.tokenized("trec6" if name == "trec" else name).parts["train"])
+    )
+    assert f"{rows:,} rows" in task.description
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluation_disturbs_nothing(make, name):
+    problem = make(name)
+    modules = list(problem.model.modules())
+    modules[len(modules) // 2].training = False  # as of somebody who froze a layer's dropout or statistics
+    modes = [module.training for module in modules]
+    torch.manual_seed(11)
+    random = torch.get_rng_state()
+    scores = problem.evaluate("validation")
+    assert torch.equal(torch.get_rng_state(), random)
+    assert [module.training for module in modules] == modes
+    assert scores == problem.evaluate("validation")  # no dropout in it
+    assert 0 <= scores.accuracy <= 1
+    assert 0 <= scores.ece <= 1
+    assert all(parameter.grad is None for parameter in problem.model.parameters())
+
+
+def test_training_goes_on_the_same_after_an_evaluation(make):
+    plain, evaluated = (make("fashion-cnn") for _ in range(2))
+    batch = next(iter(plain.batches()))
+    torch.manual_seed(5)
+    expected = [plain.loss(batch).item() for _ in range(2)]
+    assert expected[0] != expected[1]  # dropout is on
+    torch.manual_seed(5)
+    before = evaluated.loss(batch).item()
+    evaluated.evaluate("test")
+    assert [before, evaluated.loss(batch).item()] == expected
+
+
+def test_scores_are_restored_even_when_evaluation_fails(make):
+    problem = make("diamonds-mlp")
+    problem.held_out = lambda part: iter([None])
+    with pytest.raises(TypeError):
+        problem.evaluate("test")
+    assert all(module.training for module in problem.model.modules())
+    with pytest.raises(ValueError, match="validation, test"):
+        problem.evaluate("train")
+
+
+def test_a_diverged_model_has_scores(make):
+    problem = make("diamonds-mlp")
+    with torch.no_grad():
+        problem.model[0].weight.fill_(float("nan"))
+    scores = problem.evaluate("validation")
+    assert np.isnan([scores.loss, scores.ece]).all()
+
+
+def test_scores_of_the_table_by_hand():
+    problem = TASKS["diamonds-mlp"].make(0)
+    features, classes = problem.table.parts["validation"]
+    with torch.no_grad():
+        logits = problem.model.eval()(features).double().numpy()
+    truth = classes.numpy()
+    probability = np.exp(logits - logits.max(1, keepdims=True))
+    probability /= probability.sum(1, keepdims=True)
+    right = logits.argmax(1) == truth
+    confidence = probability.max(1)
+    bins = np.clip(np.ceil(confidence * 15).astype(int) - 1, 0, 14)
+    ece = sum(
+        abs(right[bins == number].mean() - confidence[bins == number].mean()) * (bins == number).mean()
+        for number in set(bins.tolist())
+    )
+    scores = problem.evaluate("validation")
+    assert scores.loss == pytest.approx(-np.log(probability[np.arange(len(truth)), truth]).mean(), rel=1e-5)
+    assert scores.accuracy == pytest.approx(right.mean())
+    assert scores.ece == pytest.approx(ece, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["trec", "trec-lora"])
+def test_scores_of_texts_one_by_one(make, name):
+    """Row by row there is no padding, so padding must not count in batches either."""
+    problem = make(name)
+    rows = problem.data.parts["test"]
+    scores = problem.evaluate("test")
+    problem.model.eval()
+    losses, right = [], []
+    with torch.no_grad():
+        for tokens, label in rows:
+            logits = problem.model(input_ids=torch.tensor([tokens])).logits[0]
+            losses.append(-functional.log_softmax(logits, 0)[label].item())
+            right.append(logits.argmax().item() == label)
+    assert scores.loss == pytest.approx(np.mean(losses), rel=1e-4)
+    assert scores.accuracy == pytest.approx(np.mean(right))
+
+
+def test_scores_of_images_one_by_one(make, small_fashion):
+    problem = make("fashion-cnn")
+    images = fashion.read_idx((small_fashion / fashion.FILES["train images"]).read_bytes())
+    classes = fashion.read_idx((small_fashion / fashion.FILES["train classes"]).read_bytes())
+    scores = problem.evaluate("validation")
+    problem.model.eval()
+    losses = []
+    with torch.no_grad():
+        for image, label in zip(images[-SMALL:], classes[-SMALL:], strict=True):
+            pixels = (image[None, None].float() / 255 - 0.2860) / 0.3530
+            losses.append(functional.cross_entropy(problem.model(pixels), label[None].long()).item())
+    assert scores.loss == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_scores_of_a_language_model_window_by_window(make):
+    problem = make("lm-dialogue")
+    part = problem.corpus.parts["test"].long()
+    starts = [index * (len(part) - 65) // (SMALL - 1) for index in range(SMALL)]
+    scores = problem.evaluate("test")
+    problem.model.eval()
+    losses = []
+    with torch.no_grad():
+        for start in starts:
+            logits = problem.model(part[None, start : start + 64])[0]
+            losses.append(functional.cross_entropy(logits, part[start + 1 : start + 65]).item())
+    assert starts[-1] + 65 == len(part)
+    assert scores.loss == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_the_transformer_does_not_look_ahead(make):
+    model = make("lm-python").model.eval()
+    characters = torch.randint(96, (2, 64), generator=torch.Generator().manual_seed(0))
+    changed = characters.clone()
+    changed[:, 40] = (changed[:, 40] + 1) % 96
+    with torch.no_grad():
+        before, after = model(characters), model(changed)
+    torch.testing.assert_close(before[:, :40], after[:, :40])
+    assert not torch.allclose(before[:, 40:], after[:, 40:])
+
+
+def test_lora_trains_adapters_and_the_last_layer_only(make):
+    problem = make("trec-lora")
+    start = {name: parameter.detach().clone() for name, parameter in problem.model.named_parameters()}
+    trained = [parameter for parameter in problem.model.parameters() if parameter.requires_grad]
+    assert sum(parameter.numel() for parameter in trained) == 6 * 2 * 8 * (384 + 384) + 384 * 6 + 6
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    for _, batch in zip(range(2), problem.batches(), strict=False):  # the adapters' first halves move second
+        optimizer.zero_grad()
+        problem.loss(batch).backward()
+        optimizer.step()
+    moved = {name for name, parameter in problem.model.named_parameters() if not torch.equal(parameter, start[name])}
+    expected = {name for name in start if ".lora_" in name or ".modules_to_save." in name}
+    assert moved == expected
+    assert sum("query.lora_" in name or "value.lora_" in name for name in moved) == 24
+
+
+def test_lora_without_peft_names_the_fix(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(InputError, match="pip install peft"):
+        text.with_adapters(torch.nn.Linear(1, 1))
+
+
+def test_full_fine_tuning_trains_everything(make):
+    assert all(parameter.requires_grad for parameter in make("trec").model.parameters())
+
+
+def test_making_a_text_problem_says_nothing(make, capfd):
+    make("trec")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_batches_of_texts_are_of_similar_length(make):
+    problem = make("trec")
+    batches = list(problem.batches())
+    assert all(len(batch.classes) == text.BATCH for batch in batches)
+    assert all((batch.mask == (batch.tokens != problem.data.padding)).all() for batch in batches)
+    padding = 1 - sum(batch.mask.sum().item() for batch in batches) / sum(batch.mask.numel() for batch in batches)
+    assert padding < 0.15
+    lengths = [batch.mask.shape[1] for batch in batches[: text.GROUP]]
+    assert lengths != sorted(lengths)  # but short and long batches alternate
+    rows = [tuple(row.tolist()) for batch in batches for row in batch.tokens]
+    assert len(set(rows)) > 0.95 * len(rows)  # less than an epoch: (nearly) no text twice
+
+
+def test_shuffled_passes_over_every_row_once_an_epoch():
+    batches = list(shuffled(rows=10, batch=3, steps=6, seed=1))
+    for epoch in (torch.cat(batches[:3]), torch.cat(batches[3:])):
+        assert len(set(epoch.tolist())) == 9
+        assert set(epoch.tolist()) < set(range(10))
+    assert not torch.equal(torch.cat(batches[:3]), torch.cat(batches[3:]))
+
+
+def test_parts_of_the_table_are_disjoint_and_standardised():
+    parts = dict(table_parts())
+    rows = {part: {(*x.tolist(), y.item()) for x, y in zip(*parts[part], strict=True)} for part in parts}
+    assert {part: len(y) for part, (_, y) in parts.items()} == {"validation": 2000, "test": 8000, "train": 43794}
+    assert not rows["train"] & rows["validation"]
+    assert not rows["train"] & rows["test"]
+    assert not rows["validation"] & rows["test"]
+    features = parts["train"][0]
+    assert features.abs().max() <= tabular.LARGEST
+    assert features[:, : len(tabular.NUMBERS)].mean(0).abs().max() < 0.01
+    assert features.shape[1] == len(tabular.NUMBERS) + 7 + 8  # colours and clarities; the cut is not among them
+
+
+def test_parts_of_the_texts_are_disjoint():
+    for name in ("trec6", "movie", "sms"):
+        data = text.load(name, validation_size=text.VALIDATION, test_size=text.TEST)
+        texts = {part: {row for row, _ in rows} for part, rows in data.parts.items()}
+        assert sum(map(len, texts.values())) == len(set().union(*texts.values()))
+        parts = text.tokenized(name).parts
+        assert len(parts["validation"]) == 400
+        assert len(parts["test"]) == (904 if name == "sms" else 1000)
+        tokens = {part: {tuple(numbers) for numbers, _ in rows} for part, rows in parts.items()}
+        assert not tokens["train"] & (tokens["validation"] | tokens["test"])
+        assert not tokens["validation"] & tokens["test"]
+
+
+def test_python_sources_are_split_by_file(monkeypatch, tmp_path):
+    for number in range(100):
+        (tmp_path / f"module{number}.py").write_text(f"<{number}>\té\n" * 10, encoding="utf-8")
+    (tmp_path / "_sysconfigdata_made_by_a_distribution.py").write_text("<1000>")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    corpus = language.python_sources.__wrapped__()
+    texts = {part: "".join(language.ALPHABET[index] for index in numbers) for part, numbers in corpus.parts.items()}
+    files = {part: set(re.findall(r"<(\d+)>", found)) for part, found in texts.items()}
+    assert set().union(*files.values()) == {str(number) for number in range(100)}
+    assert sum(map(len, files.values())) == 100
+    assert 4 <= len(files["validation"]) <= 7
+    assert 4 <= len(files["test"]) <= 7
+    assert re.fullmatch(
+        r"(<\d+> +\n+)+", texts["train"] + "\n"
+    )  # tabs became spaces, the letter with an accent is gone
+    (tmp_path / "module0.py").write_text("changed")
+    assert language.python_sources.__wrapped__().sha256 != corpus.sha256
+
+
+def test_a_python_without_sources_names_the_fix(monkeypatch, tmp_path):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(InputError, match="run a Python that carries"):
+        language.python_sources.__wrapped__()
+
+
+def test_dialogues_are_split_by_block(monkeypatch, tmp_path):
+    path = tmp_path / "dialogue.txt"
+    path.write_text("".join(f"ask {number}? \tsay {number}.\n" for number in range(400)), encoding="utf-8")
+    monkeypatch.setattr(language, "package_file", lambda package, file: path)
+    corpus = language.dialogues.__wrapped__()
+    texts = {part: "".join(language.ALPHABET[index] for index in numbers) for part, numbers in corpus.parts.items()}
+    asked = {part: list(map(int, re.findall(r"ask (\d+)\?\nsay \1\.", found))) for part, found in texts.items()}
+    assert asked["validation"] == [*range(90, 100), *range(290, 300)]
+    assert asked["test"] == [*range(190, 200), *range(390, 400)]
+    assert sorted(asked["train"] + asked["validation"] + asked["test"]) == list(range(400))
+    assert "\t" not in texts["train"]
+
+
+def test_parts_of_the_images(small_fashion):
+    images = fashion.fashion_mnist(small_fashion)
+    sizes = {part: tuple(pixels.shape) for part, (pixels, _) in images.parts.items()}
+    assert sizes == {"train": (280, 28, 28), "validation": (SMALL, 28, 28), "test": (50, 28, 28)}
+    everything = torch.cat([pixels.flatten(1) for pixels, _ in images.parts.values()])
+    assert len(everything.unique(dim=0)) == len(everything)
+    assert all(classes.dtype == torch.int64 for _, classes in images.parts.values())
+
+
+@pytest.mark.parametrize("name", ["fashion-cnn", "fashion-vit"])
+def test_missing_images_name_the_fix(monkeypatch, tmp_path, name):
+    monkeypatch.setenv(fashion.VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match=r"nowhere.*python -m recipes\.benchmarks\.quality\.tasks\.fashion"):
+        TASKS[name].make(0)
+
+
+def test_images_are_found_in_the_working_directory(monkeypatch, tmp_path):
+    monkeypatch.delenv(fashion.VARIABLE, raising=False)
+    monkeypatch.setattr(fashion, "SYSTEM_FOLDER", tmp_path / "none")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="ARTURO_FASHION_MNIST"):
+        fashion.folder()
+    (tmp_path / fashion.OWN_FOLDER).mkdir(parents=True)
+    write_fashion(tmp_path / fashion.OWN_FOLDER, 3, 3)
+    assert fashion.folder() == fashion.OWN_FOLDER
+
+
+def test_incomplete_and_foreign_images_are_refused(monkeypatch, tmp_path):
+    write_fashion(tmp_path, 30, 30)
+    with pytest.raises(InputError, match="not complete"):
+        fashion.fashion_mnist(tmp_path)
+    with pytest.raises(InputError, match="IDX"):
+        fashion.read_idx(gzip.compress(b"no images"))
+
+
+def test_fetching_unpacks_the_package(monkeypatch, tmp_path):
+    commands = []
+
+    def run(command, where, fix):
+        commands.append(command)
+        if command[0] == "apt-get":
+            (tmp_path.__class__(where) / f"{fashion.PACKAGE}_1_all.deb").touch()
+        else:
+            inside = tmp_path.__class__(where) / "unpacked/usr/share/datasets/fashion-mnist"
+            inside.mkdir(parents=True)
+            write_fashion(inside, 3, 3)
+
+    monkeypatch.setattr(fashion, "run", run)
+    monkeypatch.setattr(fashion.shutil, "which", lambda tool: tool)
+    target = fashion.fetch(tmp_path / "new" / "folder")
+    assert commands == [
+        ["apt-get", "download", "dataset-fashion-mnist"],
+        ["dpkg", "-x", "dataset-fashion-mnist_1_all.deb", "unpacked"],
+    ]
+    assert sorted(path.name for path in target.iterdir()) == sorted(fashion.FILES.values())
+
+
+def test_fetching_without_apt_or_with_a_failing_one_names_the_fix(monkeypatch, tmp_path):
+    with pytest.raises(InputError, match=r"ls.*failed.*do this"):
+        fashion.run(["ls", "no-such-file"], str(tmp_path), "do this")
+    monkeypatch.setattr(fashion.shutil, "which", lambda tool: None)
+    with pytest.raises(InputError, match=r"no apt-get here.*ARTURO_FASHION_MNIST"):
+        fashion.fetch(tmp_path)
+
+
+def test_real_images():
+    try:
+        images = fashion.fashion_mnist(fashion.folder().resolve())
+    except InputError as error:
+        pytest.skip(f"needs the data: {error}")
+    assert len(images.parts["train"][0]) == 50_000
+    assert len(images.parts["validation"][0]) == 1000
+    assert len(images.parts["test"][0]) == 4000
+    pixels = fashion.standardised(images.parts["train"][0])
+    assert pixels.mean().abs() < 0.01
+    assert pixels.std() == pytest.approx(1, abs=0.01)
+    assert images.parts["train"][1].unique().tolist() == list(range(10))
+
+
+def test_a_task_can_be_learned(make):
+    problem = make("diamonds-mlp")
+    before = problem.evaluate("validation").loss
+    optimizer = torch.optim.AdamW(problem.model.parameters(), lr=3e-3)
+    for _, batch in zip(range(100), problem.batches(), strict=False):
+        optimizer.zero_grad()
+        problem.loss(batch).backward()
+        optimizer.step()
+    assert problem.evaluate("validation").loss < before - 0.4
