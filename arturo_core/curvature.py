@@ -28,7 +28,7 @@ NOISE_FLOOR = 1e-36
 
 
 #: Largest change of log s in one step.
-CURVATURE_STEP = 0.5
+CURVATURE_STEP = 0.1
 
 
 #: (D/ℓ)² from which on a coordinate has moved enough to take part in the common level of s.

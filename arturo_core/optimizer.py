@@ -71,7 +71,7 @@ class Arturo(Optimizer):
         init_hessian: initial curvature; in units of its prior √R/ℓ with "adaptive" (1), in gradient units per
             weight unit with "fixed" (0.1).
         init_covariance: the filter's uncertainty of the curvature: with "adaptive" the (constant) variance of the
-            logarithm of the relative curvature (0.2), with "fixed" the initial variance of intercept and slope (5e-5).
+            logarithm of the relative curvature (0.8), with "fixed" the initial variance of intercept and slope (5e-5).
         measurement_noise: R, variance of a gradient's noise, "fixed" only (there 1.21975, gradient units²).
         process_noise: d, variance by which the model drifts in a step: in absolute units with "fixed" (0.00245526);
             with "adaptive" in units of the estimated R, at the peak learning rate (0.03), falling with lr².
@@ -393,7 +393,8 @@ class Arturo(Optimizer):
         Costs a copy to the host and a sample of the state, at the call only. Before the first step it holds the
         counters alone. Keys:
 
-        * ``eta``: multiplier of the trust region (0: the bound was inactive).
+        * ``eta``: multiplier of the trust region; at its least where the bound was inactive (2κ with "adaptive", else 0
+          or what makes the model convex).
         * ``kl``, ``kl_bound``, ``kl_ratio``: KL divergence used, its bound, in nats, and used/bound. Of the step
           before it is rounded to the weights' dtype: rounding to bfloat16 can swallow most of it.
         * ``bound_active``: whether the bound decided the step's length.

@@ -36,7 +36,7 @@ ADAPTIVE: dict[str, float] = {
     "temperature": 1.0,
     "prior_precision": 0.0,
     "init_hessian": 1.0,
-    "init_covariance": 0.2,
+    "init_covariance": 0.8,
     "process_noise": 0.03,
 }
 
@@ -45,6 +45,10 @@ DEFAULTS: dict[str, dict[str, float]] = {"adaptive": ADAPTIVE, "fixed": PAPER}
 #: Trust radius in units of lr ("rms"): AdamW's own steps have an RMS of 0.2 to 0.4 of its learning rate, so
 #: this factor makes AdamW's learning rates carry over.
 RADIUS_PER_LR = 0.35
+
+#: Least multiplier of the trust region in units of κ, self-calibrating form: no step is longer than 1/(1 + DAMPING) of
+#: Newton's, which an ℓ too long (a learning rate too large) would make too long where the bound does not bind.
+DAMPING = 2.0
 
 #: Length ℓ of the curvature prior h0 = σ/ℓ, in units of the peak learning rate.
 LENGTH_PER_LR = 8.0

@@ -15,7 +15,7 @@ from arturo_core.curvature import CompactBelief, FullBelief, Gains, riccati
 from arturo_core.diagnostics import Report
 from arturo_core.kernels.chunks import Chunk, Source
 from arturo_core.kernels.passes import GroupTerms, Passes
-from arturo_core.options import NOISE_GAIN, RADIUS_PER_LR, Options
+from arturo_core.options import DAMPING, NOISE_GAIN, RADIUS_PER_LR, Options
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -165,7 +165,9 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
     part = torch.where(lr > 0.0, share / share.amax(), 0.0)
     if options.trust_region == "kl":
         part = (lr > 0.0).to(lr.dtype)
-    multiplier, factor = trust_region.tied_multiplier((part * part * decrement).sum(), budget, options.temperature)
+    multiplier, factor = trust_region.tied_multiplier(
+        (part * part * decrement).sum(), budget, options.temperature, DAMPING
+    )
     factors = torch.where((ok > 0.0) & (part > 0.0), factor * part, 0.0)
     factor_of = dict(zip(step.rates, factors.unbind(), strict=True))
     moved = []

@@ -170,27 +170,30 @@ def settle(bracket: Bracket, newton_value: Tensor, eta_min: Tensor, budget: Tens
     )
 
 
-def tied_multiplier(decrement: Tensor, budget: Tensor, temperature: float) -> tuple[Multiplier, Tensor]:
+def tied_multiplier(
+    decrement: Tensor, budget: Tensor, temperature: float, damping: float = 0.0
+) -> tuple[Multiplier, Tensor]:
     """The dual in closed form where the precision is tied to the curvature, λ = b/κ.
 
-    There δ = −f·a/b with f = 1/(1 + η/κ), a step never longer than Newton's, and 2·KL = f² Σ(a²/b)/κ, so
-    1 + η/κ = max(1, √(Σ(a²/b) / (2εκ))).
+    There δ = −f·a/b with f = 1/(1 + η/κ), a share of Newton's step, and 2·KL = f² Σ(a²/b)/κ, so
+    1 + η/κ = max(1 + damping, √(Σ(a²/b) / (2εκ))).
 
     Args:
         decrement: Σ a²/b, the Newton decrement; 0-dimensional, wide.
         budget: 2ε.
         temperature: κ.
+        damping: least η/κ: the weight that the KL divergence keeps where the bound does not bind.
 
     Returns:
         The multiplier, and f.
     """
     newton = decrement / temperature
-    active = newton > budget
-    ratio = torch.where(active, torch.sqrt(newton / budget), torch.ones_like(newton))
-    zero = torch.zeros_like(newton)
+    least = 1.0 + damping
+    active = newton > least * least * budget
+    ratio = torch.where(active, torch.sqrt(newton / budget), torch.full_like(newton, least))
     multiplier = Multiplier(
-        eta_min=zero,
-        t=temperature * (ratio - 1.0),
+        eta_min=torch.full_like(newton, temperature * damping),
+        t=temperature * (ratio - least),
         scale=torch.ones_like(newton),
         kl=0.5 * newton / (ratio * ratio),
         bound=0.5 * budget,

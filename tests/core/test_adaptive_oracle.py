@@ -31,19 +31,20 @@ class Written:
         self.noise += max(1.0 / (1.0 + self.steps), 0.003) * (error**2 / (1.0 + p) - self.noise)
         sigma = np.sqrt(self.noise + 1e-36)
         x = self.moved / ell
-        rise = np.clip(0.2 * x * (error / sigma) / (1.0 + p + 0.2 * x**2), -0.5, 0.5)
+        rise = np.clip(0.8 * x * (error / sigma) / (1.0 + p + 0.8 * x**2), -0.1, 0.1)
         common = np.log(self.level) * np.minimum(x**2 / 1e-4, 1.0)
         self.s = np.clip(self.s * np.exp(rise - common), 0.1, 10.0)
         self.level = float((self.s * sigma).sum() / sigma.sum())
         self.g += gain * error
         self.moved *= 1.0 - gain
         h = self.s * sigma / ell
-        f = min(1.0, np.sqrt((h * (0.35 * lr) ** 2).sum() / (self.g**2 / h).sum()))
+        f = min(1.0 / 3.0, np.sqrt((h * (0.35 * lr) ** 2).sum() / (self.g**2 / h).sum()))
         delta = -f * self.g / h
         self.theta += delta
         self.moved += delta
         self.g += h * delta
-        self.p, self.steps = gain, self.steps + 1
+        # One number a parameter, kept in float32: the only rounding that a float64 optimizer has of its own.
+        self.p, self.steps = float(np.float32(gain)), self.steps + 1
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -76,8 +77,7 @@ def test_every_statistic_follows_the_documented_rule(seed: int, decay: float, pe
         }
         for name, value in expected.items():
             found = torch.cat([param.detach() if name == "theta" else optimizer.state[param][name] for param in params])
-            # The filter's variance is kept in float32, one number a parameter: 6e-8 a step.
-            tolerance = {"rtol": 1e-4, "atol": 1e-12 + 1e-6 * float(np.abs(value).max())}
+            tolerance = {"rtol": 1e-9, "atol": 1e-12 + 1e-12 * float(np.abs(value).max())}
             np.testing.assert_allclose(found.numpy(), value, **tolerance, err_msg=f"{name} at {step}")
     assert optimizer.param_groups[0]["peak_lr"] == written.peak
     assert (inactive == 0) == always_bound

@@ -150,19 +150,27 @@ def test_one_hundred_million_parameters_meet_the_bound() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(decrement=st.floats(-20, 6), bound=st.floats(-10, 1), kappa=st.floats(-2, 1))
-def test_tied_form_meets_the_bound(decrement: float, bound: float, kappa: float) -> None:
-    """With λ = b/κ the step is f times Newton's: KL = ½ f² Σ(a²/b)/κ, and 1/f = 1 + η/κ."""
+@given(
+    decrement=st.floats(-20, 6),
+    bound=st.floats(-10, 1),
+    kappa=st.floats(-2, 1),
+    damping=st.one_of(st.just(0.0), st.floats(0, 10)),
+)
+def test_tied_form_meets_the_bound(decrement: float, bound: float, kappa: float, damping: float) -> None:
+    """With λ = b/κ the step is f times Newton's: KL = ½ f² Σ(a²/b)/κ, and 1/f = 1 + η/κ with η at least κ·damping."""
     newton, temperature, epsilon = 10.0**decrement, 10.0**kappa, 10.0**bound
     multiplier, factor = trust_region.tied_multiplier(
-        torch.tensor(newton, dtype=torch.float64), torch.tensor(2 * epsilon, dtype=torch.float64), temperature
+        torch.tensor(newton, dtype=torch.float64), torch.tensor(2 * epsilon, dtype=torch.float64), temperature, damping
     )
     used = 0.5 * float(factor) ** 2 * newton / temperature
     assert float(multiplier.kl) == pytest.approx(used, rel=1e-9)
-    assert float(factor) == pytest.approx(1 / (1 + float(multiplier.t) / temperature), rel=1e-12)
-    if 0.5 * newton / temperature > epsilon:
+    eta = float(multiplier.eta_min + multiplier.t)
+    assert float(factor) == pytest.approx(1 / (1 + eta / temperature), rel=1e-12)
+    if 0.5 * newton / temperature / (1 + damping) ** 2 > epsilon:
         assert multiplier.active
         assert used == pytest.approx(epsilon, rel=1e-9)
+        assert eta >= damping * temperature
     else:
         assert not multiplier.active
-        assert float(factor) == 1.0
+        assert float(factor) == pytest.approx(1 / (1 + damping), rel=1e-12)
+        assert used <= epsilon * (1 + 1e-9)

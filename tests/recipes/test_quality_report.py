@@ -169,8 +169,17 @@ def test_newest_code_counts_and_old_code_can_be_asked_for():
     records = [*complete(), *old]
     assert Results(records, ["one"]).test("one", "arturo", "best").mean == pytest.approx(0.8)
     assert Results(records, ["one"], code="c0").test("one", "arturo", "best").mean == pytest.approx(0.5)
-    assert Results(records, ["one"]).codes == ["c0", "c1"]
+    assert Results(records, ["one"]).codes == {"arturo": ["c0", "c1"]}
     assert "records also hold c0" in markdown(Results(records, ["one"]))
+
+
+def test_two_optimizers_of_ours_have_a_code_each():
+    paper = [
+        one | {"optimizer": "arturo-paper", "digest": "t1-p1"} for one in complete() if one["optimizer"] == "arturo"
+    ]
+    results = Results([*complete(), *paper], ["one"])
+    assert results.optimizers == ["adamw", "arturo", "arturo-paper"]
+    assert results.left_out == 0
 
 
 def test_older_settings_of_a_task_do_not_count():

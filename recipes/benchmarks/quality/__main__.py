@@ -69,7 +69,9 @@ def make_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="tables and figures from records")
     report.add_argument("--results", nargs="+", type=Path, default=[RESULTS], help="files of records")
     report.add_argument("--out", type=Path, help="folder (default: that of the first file)")
-    report.add_argument("--code", help="digest of arturo_core's source whose records count (default: the newest)")
+    report.add_argument(
+        "--code", help="digest of an own optimizer's behaviour whose records count (default: each one's newest)"
+    )
     commands.add_parser("list", help="the tasks and optimizers")
     return parser
 

@@ -64,17 +64,23 @@ class Results:
     Args:
         records: as read.
         tasks: names of all tasks of the benchmark, with or without records.
-        code: digest of arturo_core's source to show instead of the newest.
+        code: digest of an own optimizer's behaviour to show instead of its newest.
     """
 
     def __init__(self, records: Iterable[Record], tasks: Sequence[str], code: str | None = None) -> None:
         records = sorted(records, key=lambda record: record.get("date", ""))
         settings = {record["task"]: _task_part(record) for record in records}
         current = [record for record in records if _task_part(record) == settings[record["task"]]]
-        ours = [_code_part(record) for record in current if _code_part(record) != "published"]
-        self.codes = list(dict.fromkeys(ours))  # oldest first
-        self.code = code or (ours[-1] if ours else None)
-        self.records = [record for record in current if _code_part(record) in ("published", self.code)]
+        self.codes: dict[str, list[str]] = {}  # of our own optimizers, oldest first
+        for record in current:
+            known = self.codes.setdefault(record["optimizer"], [])
+            if _code_part(record) not in ("published", *known):
+                known.append(_code_part(record))
+        self.codes = {name: codes for name, codes in self.codes.items() if codes}
+        self.code = {name: code if code in codes else codes[-1] for name, codes in self.codes.items()}
+        self.records = [
+            record for record in current if _code_part(record) in ("published", self.code.get(record["optimizer"]))
+        ]
         self.left_out = len(records) - len(self.records)
         self.tasks = [*tasks, *(name for name in settings if name not in tasks)]
         present = {record["optimizer"] for record in self.records}

@@ -197,13 +197,16 @@ def environment(results: Results) -> list[str]:
         f"- {len(results.records)} runs"
         + (f"; {results.left_out} of older task settings or code left out" if results.left_out else "")
         + ".",
-        f"- Digest of arturo_core's source: {results.code or NOTHING}"
-        + (
-            f" (records also hold {', '.join(c for c in results.codes if c != results.code)})"
-            if results.codes[1:]
-            else ""
-        )
-        + ".",
+        *(
+            f"- Digest of what {name} does: {code}"
+            + (
+                f" (records also hold {', '.join(old)})"
+                if (old := [c for c in results.codes[name] if c != code])
+                else ""
+            )
+            + "."
+            for name, code in results.code.items()
+        ),
         *(f"- {package} {counted(found)}" for package, found in sorted(versions.items())),
         f"- commit {counted([str(record.get('commit')) for record in results.records])}",
         f"- {counted([str(record.get('cpu')) for record in results.records])}, one thread a run.",
