@@ -48,8 +48,8 @@ bench-quality: $(VENV)/.installed  ## minutes: results of arTuRO beside AdamW on
 bench-quality-full: $(VENV)/.installed  ## hours, resumable: all tasks, all optimizers, three seeds
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks.quality run --full --jobs $(JOBS)
 
-bench-quality-report: $(VENV)/.installed  ## tables and figures of the full benchmark's records
-	$(BIN)/python -m recipes.benchmarks.quality report
+bench-quality-report: $(VENV)/.installed  ## tables and figures of the full benchmark's records, README's among them
+	$(BIN)/python -m recipes.benchmarks.quality report --readme README.md
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from recipes.benchmarks.quality import readme
+from recipes.benchmarks.quality import records as store
+from recipes.benchmarks.quality.analysis import Results
+from recipes.benchmarks.quality.report import markdown
+from recipes.benchmarks.quality.tasks import TASKS
+
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "arturo_core/README.md"]
+PAGES = ["README.md", "arturo_core/README.md", "recipes/benchmarks/quality/NOTEBOOK.md"]
 
 
 def blocks(page: str) -> list[str]:
@@ -52,3 +58,12 @@ def test_every_file_the_readme_links_to_exists() -> None:
         folder = (ROOT / page).parent
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
             assert (folder / target).exists(), f"{page} links to {target}"
+
+
+def test_benchmark_figures_are_those_of_the_records() -> None:
+    """README's summary and the report, as `make bench-quality-report` would write them now."""
+    folder = ROOT / "recipes/benchmarks/quality/results"
+    results = Results(store.read([folder / "records.jsonl"]), list(TASKS))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.split(readme.BEGIN)[1].split(readme.END)[0].strip() == readme.summary(results).strip()
+    assert (folder / "report.md").read_text(encoding="utf-8") == markdown(results)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
+import signal
 
 import pytest
 
 from recipes.benchmarks.quality import __main__ as cli
+from recipes.benchmarks.quality import readme
 from recipes.benchmarks.quality import records as store
 from recipes.benchmarks.quality.analysis import Estimate, Results, estimate, mean_curve, steps_to_loss
 from recipes.benchmarks.quality.bars import bars, compare
@@ -236,3 +238,34 @@ def test_listing_names_every_task_and_optimizer(capsys):
     said = capsys.readouterr().out
     for name in (*cli.TASKS, *cli.OPTIMIZERS):
         assert name in said
+
+
+def test_readme_summary_replaces_what_stands_between_the_markers(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n", encoding="utf-8")
+    readme.insert(page, Results(complete(), ["one"]))
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{readme.BEGIN}\n")
+    assert text.endswith(f"{readme.END}\nafter\n")
+    assert "old" not in text
+    # Tuned: AdamW 1.0, arTuRO 0.8; s.e. 0.01/sqrt(3).
+    assert "| 1.000 ± 0.006 | 0.800 ± 0.006 |" in text
+    # 1.0 lies between 1.6 at step 50 and 0.8 at step 100, so it is reached at 87.5: too late for the third bar.
+    assert "| 0.88 |" in text
+    assert (text.count("* pass: "), text.count("* fail: Both tuned, median over tasks of steps")) == (4, 1)
+
+
+def test_readme_without_markers_is_left_alone(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("no markers", encoding="utf-8")
+    with pytest.raises(ValueError, match="quality: begin"):
+        readme.insert(page, Results(complete(), ["one"]))
+    assert page.read_text(encoding="utf-8") == "no markers"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_a_grid_like_ctrl_c(number):
+    before = signal.getsignal(number)
+    with cli.interruptible(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before

@@ -11,15 +11,19 @@ Runs are recorded one by one as JSON lines; the same command goes on where an ea
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from recipes.benchmarks.quality.optimizers import OPTIMIZERS
+from recipes.benchmarks.quality import records as store
+from recipes.benchmarks.quality.analysis import Results
+from recipes.benchmarks.quality.optimizers import FAMILIES, OPTIMIZERS
 from recipes.benchmarks.quality.plan import STAGES, Plan
 from recipes.benchmarks.quality.progress import Progress
 from recipes.benchmarks.quality.tasks import TASKS
@@ -29,7 +33,19 @@ SHORT_RESULTS = Path("runs/quality/records.jsonl")
 SHORT_TASKS = ("diamonds-mlp", "fashion-cnn", "lm-python", "trec")
 SHORT_OPTIMIZERS = ("adamw", "arturo")
 #: Tasks in the order of what a run costs; those not named come last.
-CHEAPEST_FIRST = (*SHORT_TASKS, "sms", "movie")
+CHEAPEST_FIRST = (
+    "diamonds-mlp",
+    "fashion-cnn",
+    "fashion-vit",
+    "lm-python",
+    "lm-dialogue",
+    "trec-lora",
+    "sms-lora",
+    "movie-lora",
+    "trec",
+    "sms",
+    "movie",
+)
 
 
 def names(given: Sequence[str], known: Sequence[str], what: str, parser: argparse.ArgumentParser) -> list[str]:
@@ -78,7 +94,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """The grid; 0 if nothing is left to do."""
-    from recipes.benchmarks.quality import records as store
     from recipes.benchmarks.quality.environment import installed
     from recipes.benchmarks.quality.runner import Grid
 
@@ -110,11 +125,27 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             )
         return 0
     grid = Grid(plan, path, options.jobs, options.max_minutes, options.rerun_failed)
-    complete = grid.carry_out(progress)
+    with interruptible():
+        complete = grid.carry_out(progress)
     for task, why in grid.unavailable.items():
         progress.say(f"Not run: {task} ({why})")
     progress.say(f"Records: {path}")
     return 0 if complete else 1
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A job scheduler's SIGTERM ends the grid as Ctrl-C does, and Ctrl-C works in the background, too."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def show() -> None:
@@ -125,11 +156,12 @@ def show() -> None:
         task = TASKS[name]
         table.add_row(name, task.family, str(task.steps), task.description)
     console.print(table)
-    table = Table("optimizer", "package", "fine-tuning, LoRA", "from scratch", "why", box=box.SIMPLE_HEAD)
+    table = Table("optimizer", "package", *FAMILIES, box=box.SIMPLE_HEAD)
     for name, entry in OPTIMIZERS.items():
-        default = entry.default
-        table.add_row(name, entry.package, f"{default['fine-tuning']:.3g}", f"{default['from scratch']:.3g}", entry.why)
+        table.add_row(name, entry.package, *(f"{entry.default[family]:.3g}" for family in FAMILIES))
     console.print(table)
+    for name, entry in OPTIMIZERS.items():
+        console.print(f"{name}: {entry.why}", highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -139,10 +171,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "run":
         return run(options, parser)
     if options.command == "report":
+        from recipes.benchmarks.quality import readme
         from recipes.benchmarks.quality.report import write
 
         folder = options.out or options.results[0].parent
         write(options.results, folder, code=options.code)
+        if options.readme:
+            readme.insert(options.readme, Results(store.read(options.results), list(TASKS), options.code))
         return 0
     show()
     return 0
