@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from arturo_core import reductions, trust_region
+from arturo_core import reductions, trust_region, weight_scale
 from arturo_core.curvature import CompactBelief, FullBelief, Gains, riccati
 from arturo_core.diagnostics import Report
 from arturo_core.kernels.chunks import Chunk, Source
@@ -133,12 +133,14 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
     Takes the mean relative curvature of the last step, and returns that of this one with the report.
 
     With "rms" the bound is the KL divergence that moving every weight by the trust radius of its own group would spend,
-    ε = ½ Σ λ (c·lr)², and groups move in proportion to their lr: Newton's step −a/b grows with ℓ and so with the
-    group's peak lr, and the share w of that peak, relative to the largest share, scales it: δ = −w f a/b.
+    ε = ½ Σ λ (c·lr)², or by the relative radius of :mod:`arturo_core.weight_scale`, if that is less; groups move in
+    proportion to their lr: Newton's step −a/b grows with ℓ and so with the group's peak lr, and the share w of that
+    peak, relative to the largest share, scales it: δ = −w f a/b.
     """
     options, ok = step.options, step.ok
     local = step.local()
     gains = _gains(step, level)
+    scales = {group: weight_scale.sums(step.sources, group, step.home) for group in step.rates}
     rows: dict[int, list[Sequence[Tensor]]] = {group: [] for group in step.rates}
     for chunk, here, gain in zip(step.chunks, local, gains, strict=True):
         observed = step.passes.compact_observe(
@@ -153,18 +155,28 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
         )
         rows[chunk.group].append([*observed, torch.full_like(observed.decrement, chunk.theta.numel())])
     # One row a group; a group that stands still on its device takes no part.
-    sums = torch.stack([reductions.totals(row, 5, step.home) for row in rows.values()])
-    decrement, stiffness, deviation, surprise, elements = reductions.across(sums, step.process_group).unbind(dim=1)
+    sums = torch.stack(
+        [torch.cat([reductions.totals(row, 5, step.home), scales[group]]) for group, row in rows.items()]
+    )
+    sums = reductions.across(sums, step.process_group)
+    decrement, stiffness, deviation, surprise, elements = sums[:, :5].unbind(dim=1)
     lr = torch.stack([rates.lr for rates in step.rates.values()])
     length = torch.stack([rates.length for rates in step.rates.values()])
     precision = (stiffness / length + options.prior * elements) / options.temperature
-    budget = (
-        2.0 * step.reference_lr() if options.trust_region == "kl" else RADIUS_PER_LR**2 * (lr * lr * precision).sum()
-    )
+    moves = (lr > 0.0).to(lr.dtype)
+    if options.trust_region == "kl":
+        budget = 2.0 * step.reference_lr()
+    else:
+        relative = weight_scale.squared_radius((moves[:, None] * sums[:, 5:]).sum(dim=0))
+        moving = (moves * precision).sum()
+        budget = torch.minimum(
+            RADIUS_PER_LR**2 * (lr * lr * precision).sum(),
+            torch.where(torch.isfinite(relative), relative * moving, torch.inf),
+        )
     share = torch.stack([rates.share for rates in step.rates.values()])
     part = torch.where(lr > 0.0, share / share.amax(), 0.0)
     if options.trust_region == "kl":
-        part = (lr > 0.0).to(lr.dtype)
+        part = moves
     multiplier, factor = trust_region.tied_multiplier(
         (part * part * decrement).sum(), budget, options.temperature, DAMPING
     )

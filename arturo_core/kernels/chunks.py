@@ -16,13 +16,17 @@ from torch import Tensor
 
 @dataclass
 class Source:
-    """One parameter with its gradient and state tensors, all of one (real) shape, and the scalars of its state."""
+    """One parameter with its gradient and state tensors, all of one (real) shape, and the scalars of its state.
+
+    ``matrix`` holds the rows and columns of a weight of two or more dimensions, whole, and is None for others.
+    """
 
     theta: Tensor
     grad: Tensor
     state: tuple[Tensor, ...]
     scalars: dict[str, Tensor]
     group: int
+    matrix: tuple[int, int] | None = None
 
 
 @dataclass
