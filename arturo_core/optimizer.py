@@ -57,9 +57,10 @@ class Arturo(Optimizer):
         params: parameters, named parameters or parameter groups, as for every ``torch.optim`` optimizer. A group may
             set ``lr``, ``weight_decay`` and ``maximize``.
         lr: with ``trust_region="rms"`` a learning rate in AdamW's units: the trust radius is an RMS step of
-            0.35·lr, weighted by precision: ½ Σ λδ² ≤ ½ Σ λ(0.35·lr)². With "adaptive" noise the radius is also bounded
-            in proportion to the weights of two and more dimensions (:mod:`arturo_core.weight_scale`). With "kl" the
-            bound ε in nats. A float or a 1-element tensor; 0 freezes a group.
+            0.35·lr, weighted by precision: ½ Σ λδ² ≤ ½ Σ λ(0.35·lr)². With "adaptive" noise it is longer where
+            gradients agree (lr × the RMS of ĝ/(sσ), if that is more), and bounded in proportion to the weights of
+            two and more dimensions (:mod:`arturo_core.weight_scale`). With "kl" the bound ε in nats. A float or a
+            1-element tensor; 0 freezes a group.
         weight_decay: decoupled, as AdamW's: θ ← θ − lr·weight_decay·θ before the step.
         trust_region: "rms" or "kl".
         noise: "adaptive" estimates the gradient noise of every weight from the filter's innovations; then all gains are

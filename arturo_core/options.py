@@ -46,6 +46,10 @@ DEFAULTS: dict[str, dict[str, float]] = {"adaptive": ADAPTIVE, "fixed": PAPER}
 #: this factor makes AdamW's learning rates carry over.
 RADIUS_PER_LR = 0.35
 
+#: Trust radius in units of lr × the RMS of ĝ/(sσ), where that is more: gradients that agree are followed farther, as
+#: AdamW follows them, whose RMS step is lr × that of m/√v.
+RADIUS_PER_SIGNAL = 1.0
+
 #: Least multiplier of the trust region in units of κ, self-calibrating form: no step is longer than 1/(1 + DAMPING) of
 #: Newton's, which an ℓ too long (a learning rate too large) would make too long where the bound does not bind.
 DAMPING = 2.0

@@ -15,7 +15,7 @@ from arturo_core.curvature import CompactBelief, FullBelief, Gains, riccati
 from arturo_core.diagnostics import Report
 from arturo_core.kernels.chunks import Chunk, Source
 from arturo_core.kernels.passes import GroupTerms, Passes
-from arturo_core.options import DAMPING, NOISE_GAIN, RADIUS_PER_LR, Options
+from arturo_core.options import DAMPING, NOISE_GAIN, RADIUS_PER_LR, RADIUS_PER_SIGNAL, Options
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -133,9 +133,10 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
     Takes the mean relative curvature of the last step, and returns that of this one with the report.
 
     With "rms" the bound is the KL divergence that moving every weight by the trust radius of its own group would spend,
-    ε = ½ Σ λ (c·lr)², or by the relative radius of :mod:`arturo_core.weight_scale`, if that is less; groups move in
-    proportion to their lr: Newton's step −a/b grows with ℓ and so with the group's peak lr, and the share w of that
-    peak, relative to the largest share, scales it: δ = −w f a/b.
+    ε = ½ Σ λr². The radius is c·lr, or a·lr × the RMS of ĝ/(sσ) in the metric of λ if that is more, and at most the
+    relative radius of :mod:`arturo_core.weight_scale`. Groups move in proportion to their lr: Newton's step −a/b grows
+    with ℓ and so with the group's peak lr, and the share w of that peak, relative to the largest share, scales it:
+    δ = −w f a/b.
     """
     options, ok = step.options, step.ok
     local = step.local()
@@ -167,12 +168,12 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
     if options.trust_region == "kl":
         budget = 2.0 * step.reference_lr()
     else:
+        asked = RADIUS_PER_LR**2 * (lr * lr * precision).sum()
+        # Newton's step times lr/ℓ is lr·ĝ/(sσ).
+        signal = ((RADIUS_PER_SIGNAL * lr / length) ** 2 * decrement).sum() / options.temperature
         relative = weight_scale.squared_radius((moves[:, None] * sums[:, 5:]).sum(dim=0))
-        moving = (moves * precision).sum()
-        budget = torch.minimum(
-            RADIUS_PER_LR**2 * (lr * lr * precision).sum(),
-            torch.where(torch.isfinite(relative), relative * moving, torch.inf),
-        )
+        allowed = torch.where(torch.isfinite(relative), relative * (moves * precision).sum(), torch.inf)
+        budget = torch.minimum(torch.maximum(asked, signal), allowed)
     share = torch.stack([rates.share for rates in step.rates.values()])
     part = torch.where(lr > 0.0, share / share.amax(), 0.0)
     if options.trust_region == "kl":

@@ -19,7 +19,7 @@ class Written:
         zeros = np.zeros_like(theta)
         self.g, self.noise, self.s, self.moved = zeros.copy(), zeros.copy(), np.ones_like(theta), zeros.copy()
         self.p, self.steps, self.level, self.peak = 1.0, 0, 1.0, 0.0
-        self.relative = 0  # steps whose radius came from the weights instead of lr
+        self.relative = self.signal = 0  # steps whose radius came from the weights, or from the signal, instead of lr
 
     def step(self, gradient: np.ndarray, lr: float, decay: float) -> None:
         self.peak = max(self.peak, lr)
@@ -44,8 +44,11 @@ class Written:
         h = self.s * sigma / ell
         # The first 20 weights are a 4 x 5 matrix.
         relative = 0.16 * np.sqrt((self.before[:20] ** 2 / 4 + 0.1 / 20).mean())
-        self.relative += relative < 0.35 * lr
-        f = min(1.0 / 3.0, np.sqrt((h * min(0.35 * lr, relative) ** 2).sum() / (self.g**2 / h).sum()))
+        signal = np.sqrt((h * (self.g / (self.s * sigma)) ** 2).sum() / h.sum())
+        radius = lr * max(0.35, signal)
+        self.relative += relative < radius
+        self.signal += radius > 0.35 * lr
+        f = min(1.0 / 3.0, np.sqrt((h * min(radius, relative) ** 2).sum() / (self.g**2 / h).sum()))
         delta = -f * self.g / h
         self.theta += delta
         self.moved += delta
@@ -55,9 +58,12 @@ class Written:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize(("peak", "always_bound"), [(1e-2, True), (0.06, False)])
+@pytest.mark.parametrize(("peak", "always_bound"), [(1e-3, True), (0.06, False)])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_every_statistic_follows_the_documented_rule(seed: int, decay: float, peak: float, always_bound: bool) -> None:
+@pytest.mark.parametrize("spread", [0.05, 2.0])
+def test_every_statistic_follows_the_documented_rule(
+    seed: int, spread: float, decay: float, peak: float, always_bound: bool
+) -> None:
     rng = np.random.default_rng(seed)
     size = 60
     curvature, scale = np.exp(rng.normal(0, 1, size)), np.exp(rng.normal(0, 2, size))
@@ -74,7 +80,7 @@ def test_every_statistic_follows_the_documented_rule(seed: int, decay: float, pe
     inactive = 0
     for step in range(150):
         lr = peak * min(1.0, (step + 1) / 20) * (1.0 - step / 200)
-        gradient = scale * (curvature * written.theta + rng.normal(0, 0.05, size))
+        gradient = scale * (curvature * written.theta + rng.normal(0, spread, size))
         written.step(gradient, lr, decay)
         for param, part in zip(params, parts(gradient), strict=True):
             param.grad = part.clone()
@@ -94,8 +100,12 @@ def test_every_statistic_follows_the_documented_rule(seed: int, decay: float, pe
             tolerance = {"rtol": 1e-9, "atol": 1e-12 + 1e-12 * float(np.abs(value).max())}
             np.testing.assert_allclose(found.numpy(), value, **tolerance, err_msg=f"{name} at {step}")
     assert optimizer.param_groups[0]["peak_lr"] == written.peak
-    assert (inactive == 0) == always_bound
+    if spread < 1.0:  # in much noise Newton's step is short, and so seldom short enough
+        assert (inactive == 0) == always_bound
     assert (written.relative == 0) == always_bound
+    assert written.signal > 0
+    if spread > 1.0:
+        assert written.signal < 125  # of 150: often lr alone decides
 
 
 def test_noise_levels_are_found() -> None:
