@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from arturo_core import stepping
+from arturo_core import learning_rate, stepping, weight_scale
+from arturo_core.kernels import eager
 from recipes.benchmarks.quality import environment
 from recipes.benchmarks.quality import plan as planning
 from recipes.benchmarks.quality.optimizers import OPTIMIZERS, grid_lr
@@ -177,15 +178,32 @@ def test_estimate_of_what_is_left_counts_down_to_zero():
     assert abs(counts[0] - len(records)) <= 6
 
 
-def test_the_digest_of_our_code_follows_its_behaviour(monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "constant"),
+    [
+        (stepping, "NOISE_GAIN"),
+        (stepping, "RADIUS_PER_LR"),
+        (stepping, "RADIUS_PER_SIGNAL"),
+        (stepping, "DAMPING"),
+        (weight_scale, "RADIUS_PER_WEIGHT"),
+        (eager, "CURVATURE_STEP"),
+        (learning_rate, "LENGTH_PER_LR"),
+    ],
+)
+def test_the_digest_of_our_code_follows_its_behaviour(monkeypatch, module, constant):
     entry = OPTIMIZERS["arturo"]
     before = environment.behaviour_digest(entry)
-    assert before != environment.behaviour_digest(OPTIMIZERS["arturo-paper"])
     environment._behaviour.cache_clear()
-    assert environment.behaviour_digest(entry) == before
-    environment._behaviour.cache_clear()
-    monkeypatch.setattr(stepping, "NOISE_GAIN", 1.1 * stepping.NOISE_GAIN)
+    monkeypatch.setattr(module, constant, 1.1 * getattr(module, constant))
     try:
         assert environment.behaviour_digest(entry) != before
     finally:
         environment._behaviour.cache_clear()
+
+
+def test_the_digest_of_unchanged_code_stays(monkeypatch):
+    entry = OPTIMIZERS["arturo"]
+    before = environment.behaviour_digest(entry)
+    environment._behaviour.cache_clear()
+    assert environment.behaviour_digest(entry) == before
+    assert before != environment.behaviour_digest(OPTIMIZERS["arturo-paper"])
