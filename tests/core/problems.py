@@ -143,3 +143,30 @@ def classifier(dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Module, Cal
         return torch.nn.functional.cross_entropy(model(data[batch]), labels[batch])
 
     return model, loss
+
+
+def adaptive_bound(optimizer: Arturo, before: list[Tensor], moved: list[Tensor]) -> float:
+    """ε of the last step of the self-calibrating form (κ = 1, no prior), written out from the state it left.
+
+    Args:
+        optimizer: after the step, all of whose parameters had gradients.
+        before: the weights before it, in the order of the groups.
+        moved: how the step moved them, decay left out.
+    """
+    asked = signal = precision = scale = count = 0.0
+    weights = iter(zip(before, moved, strict=True))
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            start, step = next(weights)
+            stiffness = optimizer.precision(param).double()  # h, and λ
+            gradient = optimizer.state[param]["gradient"].double() - stiffness * step.double()  # before re-centring
+            length = optimizer._options.length_scale or 8.0 * group["peak_lr"]
+            asked += 0.35**2 * group["lr"] ** 2 * float(stiffness.sum())
+            signal += (group["lr"] / length) ** 2 * float((gradient**2 / stiffness).sum())
+            precision += float(stiffness.sum())
+            if start.dim() > 1:
+                rows, columns = start.shape[0], start.numel() // start.shape[0]
+                scale += float(start.double().square().sum()) / min(rows, columns) + 0.1
+                count += start.numel()
+    allowed = 0.16**2 * scale / count * precision if count else float("inf")
+    return 0.5 * min(max(asked, signal), allowed)
