@@ -141,7 +141,9 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
     options, ok = step.options, step.ok
     local = step.local()
     gains = _gains(step, level)
-    scales = {group: weight_scale.sums(step.sources, group, step.home) for group in step.rates}
+    # A bound in nats has no radius for the weights' size to limit.
+    sources = step.sources if options.trust_region == "rms" else []
+    scales = {group: weight_scale.sums(sources, group, step.home) for group in step.rates}
     rows: dict[int, list[Sequence[Tensor]]] = {group: [] for group in step.rates}
     for chunk, here, gain in zip(step.chunks, local, gains, strict=True):
         observed = step.passes.compact_observe(

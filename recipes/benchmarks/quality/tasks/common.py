@@ -1,14 +1,33 @@
-"""Batch order and digests, the same for all tasks."""
+"""Batch order, digests and the schedule of training from scratch, the same for all tasks."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from recipes.benchmarks.quality.tasks.base import Problem, Task
+
 ORDER_SEED = 1000  # added to a problem's seed, so that the batch order is not drawn from the stream of the weights
+
+
+def from_scratch(
+    name: str, steps: int, make: Callable[[int], Problem], description: str, clip: float | None = None
+) -> Task:
+    """A task that trains from scratch: 5 % warm-up, then a cosine to zero."""
+    return Task(
+        name=name,
+        family="from scratch",
+        steps=steps,
+        warmup=math.ceil(0.05 * steps),
+        decay="cosine",
+        clip=clip,
+        make=make,
+        description=description,
+    )
 
 
 def order_generator(seed: int) -> torch.Generator:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import math
 import os
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.benchmarks.quality.tasks.base import Problem, Task
-from recipes.benchmarks.quality.tasks.common import sha256, shuffled
+from recipes.benchmarks.quality.tasks.common import from_scratch, sha256, shuffled
 from recipes.text.errors import InputError
 
 VARIABLE = "ARTURO_FASHION_MNIST"
@@ -208,16 +207,8 @@ def run(command: list[str], where: str, fix: str) -> None:
 
 
 def task(name: str, steps: int, network: Callable[[], nn.Module], text: str) -> Task:
-    return Task(
-        name=name,
-        family="from scratch",
-        steps=steps,
-        warmup=math.ceil(0.05 * steps),
-        decay="cosine",
-        clip=None,
-        make=functools.partial(Fashion, network, steps),
-        description=f"{text}, Fashion-MNIST, 50,000 rows, batch {BATCH}",
-    )
+    make = functools.partial(Fashion, network, steps)
+    return from_scratch(name, steps, make, f"{text}, Fashion-MNIST, 50,000 rows, batch {BATCH}")
 
 
 TASKS = (

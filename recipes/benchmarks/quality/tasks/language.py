@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recipes.benchmarks.quality.tasks.base import Problem, Task
-from recipes.benchmarks.quality.tasks.common import order_generator, sha256
+from recipes.benchmarks.quality.tasks.common import from_scratch, order_generator, sha256
 from recipes.text.errors import InputError
 from recipes.text.packaged import package_file
 
@@ -185,16 +185,9 @@ def windows(text: Tensor, starts: Tensor) -> Tensor:
 
 
 def task(name: str, read: Callable[[], Corpus], text: str) -> Task:
-    return Task(
-        name=name,
-        family="from scratch",
-        steps=STEPS,
-        warmup=math.ceil(0.05 * STEPS),
-        decay="cosine",
-        clip=1.0,
-        make=functools.partial(CharacterModelling, read),
-        description=f"causal transformer ({LAYERS} x {WIDTH}, context {CONTEXT}), characters of {text}, batch {BATCH}",
-    )
+    shape = f"causal transformer ({LAYERS} x {WIDTH}, context {CONTEXT})"
+    make = functools.partial(CharacterModelling, read)
+    return from_scratch(name, STEPS, make, f"{shape}, characters of {text}, batch {BATCH}", clip=1.0)
 
 
 TASKS = (

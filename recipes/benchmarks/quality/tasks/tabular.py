@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import csv
 import functools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from recipes.benchmarks.quality.tasks.base import Problem, Task
-from recipes.benchmarks.quality.tasks.common import sha256, shuffled
+from recipes.benchmarks.quality.tasks.base import Problem
+from recipes.benchmarks.quality.tasks.common import from_scratch, sha256, shuffled
 from recipes.text.packaged import package_file
 
 STEPS = 2000
@@ -115,14 +114,10 @@ def mlp(columns: int, classes: int) -> nn.Module:
 
 
 TASKS = (
-    Task(
-        name="diamonds-mlp",
-        family="from scratch",
-        steps=STEPS,
-        warmup=math.ceil(0.05 * STEPS),
-        decay="cosine",
-        clip=None,
-        make=Diamonds,
-        description=f"MLP (2 x {WIDTH}, layer norm), cut of diamonds in 5 classes, 43,794 rows, batch {BATCH}",
+    from_scratch(
+        "diamonds-mlp",
+        STEPS,
+        Diamonds,
+        f"MLP (2 x {WIDTH}, layer norm), cut of diamonds in 5 classes, 43,794 rows, batch {BATCH}",
     ),
 )
