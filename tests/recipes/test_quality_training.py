@@ -9,7 +9,7 @@ import pytest
 import torch
 from quality_toy import STEPS, Toy, toy_task
 
-from recipes.benchmarks.quality import training
+from recipes.benchmarks.quality import environment, training
 from recipes.benchmarks.quality.environment import installed
 from recipes.benchmarks.quality.optimizers import OPTIMIZERS
 from recipes.benchmarks.quality.training import evaluation_steps, lr_factor, run
@@ -39,6 +39,13 @@ def test_loss_falls_and_the_same_seed_gives_the_same_record(name):
     assert first["test"] != other["test"]
     assert 0 < first["optimizer_s"] <= first["wall_s"] <= first["total_s"]
     assert torch.get_num_threads() == threads
+
+
+def test_the_first_run_of_a_process_is_like_any_other(name):
+    """What is computed once, such as the digest of an optimizer's behaviour, draws no random numbers of the run."""
+    environment._behaviour.cache_clear()
+    first, again = (run(toy_task(), name, LR[name], 1, "seed") for _ in range(2))
+    assert {key: first[key] for key in RESULTS} == {key: again[key] for key in RESULTS}
 
 
 def test_evaluating_does_not_change_the_training(name, monkeypatch):

@@ -34,8 +34,10 @@ def behaviour_digest(entry: Entry) -> str:
 def _behaviour(build: Build, lr: float) -> str:
     # A matrix and a vector at a moderate rate, and at one beyond the bounds that their size sets; vectors alone at
     # a rate beyond the bound that Newton's step sets.
-    runs = ((torch.nn.Linear(8, 8), lr), (torch.nn.Linear(8, 8), 300 * lr), (torch.nn.LayerNorm(8), 300 * lr))
-    found = [f"{weight:.6g}" for model, rate in runs for weight in _trained(model.double(), build, rate)]
+    # Layers draw their first weights from the generator that the run that asks is about to use.
+    with torch.random.fork_rng(devices=[]):
+        runs = ((torch.nn.Linear(8, 8), lr), (torch.nn.Linear(8, 8), 300 * lr), (torch.nn.LayerNorm(8), 300 * lr))
+        found = [f"{weight:.6g}" for model, rate in runs for weight in _trained(model.double(), build, rate)]
     return hashlib.sha256(" ".join(found).encode()).hexdigest()[:_DIGITS]
 
 
