@@ -70,5 +70,5 @@ def summarize(report: Report | None, steps: int, skipped: int) -> dict[str, Any]
 def quantiles(name: str, sample: Sequence[Tensor]) -> dict[str, float]:
     """Quantiles ``{name}_q05 …`` of a sample given in parts."""
     values = torch.cat([part.float().cpu() for part in sample])
-    levels = torch.quantile(values[: 1 << 23], torch.tensor(QUANTILES)).tolist()
+    levels = torch.quantile(values[: 1 << 23], values.new_tensor(QUANTILES)).tolist()
     return {f"{name}_q{round(100 * level):02d}": value for level, value in zip(QUANTILES, levels, strict=True)}

@@ -13,15 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arturo_core.options import LENGTH_PER_LR, SHORTEST_LENGTH, Options
+from arturo_core.options import LENGTH_PER_LR, RADIUS_PER_LR, SHORTEST_LENGTH, Options
 from arturo_core.stepping import GroupRates
 from arturo_core.trust_region import wide_dtype
 
 
 def rates(
-    groups: Sequence[dict[str, Any]], taking_part: Sequence[int], options: Options, home: torch.device
+    groups: Sequence[dict[str, Any]], taking_part: Sequence[int], options: Options, relative: Tensor
 ) -> dict[int, GroupRates]:
     """What the groups of a step ask of it, by index; raises their peak learning rates.
+
+    Args:
+        groups: of the optimizer.
+        taking_part: indices of those that the step moves.
+        options: of the optimizer.
+        relative: trust radius that the weights' size allows, weight units; 0-dimensional, wide, where scalars live.
 
     Raises:
         ValueError: groups differ in lr with ``trust_region="kl"``.
@@ -38,21 +44,20 @@ def rates(
     for index in taking_part:
         group = groups[index]
         group["peak_lr"] = larger(group["peak_lr"], group["lr"])
-        lr, decay = scalar(group["lr"], home), group["weight_decay"]
+        lr, decay = scalar(group["lr"], relative.device), group["weight_decay"]
+        peak = scalar(group["peak_lr"], relative.device).clamp(min=torch.finfo(lr.dtype).tiny)
+        if options.length_scale is None:
+            reached = LENGTH_PER_LR * torch.where(torch.isfinite(lr), torch.minimum(lr, relative / RADIUS_PER_LR), lr)
+            length = scalar(larger(group["length"].to(lr), reached), relative.device)
+        else:
+            length = scalar(options.length_scale, relative.device)
         found[index] = GroupRates(
-            lr=lr,
+            lr=lr * (relative / (RADIUS_PER_LR * peak)).clamp(max=1.0),
             decay=lr * decay if decay else None,
-            length=scalar(length(group, options), home).clamp(min=SHORTEST_LENGTH),
-            share=lr / scalar(group["peak_lr"], home).clamp(min=torch.finfo(lr.dtype).tiny),
+            length=length.clamp(min=SHORTEST_LENGTH),
+            share=lr / peak,
             maximize=group["maximize"],
         )
-    return found
-
-
-def length(group: dict[str, Any], options: Options) -> float | Tensor:
-    """ℓ of a parameter group, weight units."""
-    scale = options.length_scale
-    found: float | Tensor = LENGTH_PER_LR * group["peak_lr"] if scale is None else scale
     return found
 
 
@@ -64,7 +69,7 @@ def known(lr: float | Tensor) -> bool:
 def larger(peak: float | Tensor, lr: float | Tensor) -> float | Tensor:
     """The larger of two learning rates, passing over one that is not finite."""
     if isinstance(lr, Tensor):
-        peak = torch.as_tensor(peak).to(lr)
+        peak = torch.as_tensor(peak, dtype=lr.dtype, device=lr.device)
         return torch.where(torch.isfinite(lr), torch.maximum(peak, lr), peak)
     return max(float(peak), lr) if math.isfinite(lr) else float(peak)
 

@@ -13,20 +13,23 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from arturo_core import diagnostics as reporting
-from arturo_core import gaussian, learning_rate, reductions, stepping
+from arturo_core import gaussian, learning_rate, reductions, stepping, weight_scale
 from arturo_core.curvature import CompactBelief, compact_hessian
 from arturo_core.kernels import compiled, eager
 from arturo_core.kernels.chunks import Chunk, Source, chunks
 from arturo_core.layouts import check_gradient, check_layout, check_parameter
 from arturo_core.options import (
+    LENGTH_PER_LR,
     PAPER,
     PAPER_KL_BOUND,
     SHORTEST_LENGTH,
+    Options,
     check_group,
     make_options,
 )
 from arturo_core.state import allocate, check_saved, real_view, restore, table
 from arturo_core.stepping import GroupRates, Step
+from arturo_core.trust_region import wide_dtype
 from arturo_core.weight_scale import matrix_shape
 
 if TYPE_CHECKING:
@@ -59,8 +62,9 @@ class Arturo(Optimizer):
         lr: with ``trust_region="rms"`` a learning rate in AdamW's units: the trust radius is an RMS step of
             0.35·lr, weighted by precision: ½ Σ λδ² ≤ ½ Σ λ(0.35·lr)². With "adaptive" noise it is longer where
             gradients agree (lr × the RMS of ĝ/(sσ), if that is more), and bounded in proportion to the weights of
-            two and more dimensions (:mod:`arturo_core.weight_scale`). With "kl" the bound ε in nats. A float or a
-            1-element tensor; 0 freezes a group.
+            two and more dimensions (:mod:`arturo_core.weight_scale`): an lr whose peak asks for more counts as the
+            largest that does not, over its whole schedule. With "kl" the bound ε in nats. A float or a 1-element
+            tensor; 0 freezes a group.
         weight_decay: decoupled, as AdamW's: θ ← θ − lr·weight_decay·θ before the step.
         trust_region: "rms" or "kl".
         noise: "adaptive" estimates the gradient noise of every weight from the filter's innovations; then all gains are
@@ -79,7 +83,7 @@ class Arturo(Optimizer):
         process_noise: d, variance by which the model drifts in a step: in absolute units with "fixed" (0.00245526);
             with "adaptive" in units of the estimated R, at the peak learning rate (0.03), falling with lr².
         length_scale: ℓ, the displacement over which curvature is expected to change a gradient by its own noise,
-            "adaptive" only (weight units). Default: 8 × the largest lr of a step so far, or 8e-3 with
+            "adaptive" only (weight units). Default: 8 × the largest lr that counted so far, or 8e-3 with
             ``trust_region="kl"``.
         state_dtype: dtype of the state under narrower parameters: ``torch.float32`` or ``torch.float64``.
         maximize: ascend instead of descend.
@@ -218,7 +222,7 @@ class Arturo(Optimizer):
         except (ValueError, TypeError, NotImplementedError):
             self.param_groups.pop()
             raise
-        _complete(group, self._first_group())
+        _complete(group, self._first_group(), self._options)
 
     # -- the step ----------------------------------------------------------------------------------------------
 
@@ -262,7 +266,8 @@ class Arturo(Optimizer):
         rates_of = {source.group for source in sources} if self._process_group is None else moving
         home = sources[0].theta.device if sources else _home(self.param_groups)
         options = self._options
-        rates = learning_rate.rates(self.param_groups, sorted(rates_of), options, home)
+        relative = self._relative_radius(sources, sorted(rates_of), home)
+        rates = learning_rate.rates(self.param_groups, sorted(rates_of), options, relative)
         work = list(chunks(sources, self._chunk_size(home)))
         step = Step(
             chunks=work,
@@ -270,6 +275,7 @@ class Arturo(Optimizer):
             options=options,
             passes=compiled.passes() if options.compile else eager,
             ok=self._usable(work, rates, home),
+            relative=relative,
             home=home,
             process_group=self._process_group,
         )
@@ -285,6 +291,11 @@ class Arturo(Optimizer):
             group["skipped"] = group["skipped"].to(home).add_(step.ok == 0.0)
             if level is not None:
                 group["level"] = group["level"].to(level).copy_(level)
+        if level is not None:
+            for index, rate in rates.items():
+                group = self.param_groups[index]
+                length = group["length"].to(rate.length)
+                group["length"] = length.copy_(torch.where(step.ok > 0.0, rate.length, length))
         return loss
 
     def _gather(self) -> list[Source]:
@@ -317,6 +328,13 @@ class Arturo(Optimizer):
                 if not self.state.get(param) and (param.requires_grad or param.grad is not None):
                     check_layout(param, self._process_group)
                     self.state[param] = allocate(param, self._options)
+
+    def _relative_radius(self, sources: list[Source], taking_part: list[int], home: torch.device) -> Tensor:
+        """The trust radius that the weights' size allows; infinite where lr is not in weight units."""
+        if self._options.noise == "fixed" or self._options.trust_region == "kl":
+            return torch.full((), torch.inf, dtype=wide_dtype(home), device=home)
+        rates = {index: learning_rate.scalar(self.param_groups[index]["lr"], home) for index in taking_part}
+        return weight_scale.radius(sources, rates, home, self._process_group)
 
     def _usable(self, work: list[Chunk], rates: dict[int, GroupRates], home: torch.device) -> Tensor:
         """1 for a step to take: finite gradients, and learning rates that are finite, not negative and not all 0."""
@@ -371,7 +389,7 @@ class Arturo(Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             group.setdefault("peak_lr", group["lr"])
-            _complete(group, first)
+            _complete(group, first, self._options)
 
     def _first_group(self) -> dict[str, Any]:
         """The group whose shared entries count: the first that has parameters."""
@@ -455,19 +473,21 @@ class Arturo(Optimizer):
         if options.noise == "fixed":
             return state["precision"].clone()
         belief = CompactBelief(*(state[name] for name in CompactBelief._fields))
-        curvature: Tensor = (
-            compact_hessian(belief, max(float(learning_rate.length(group, options)), SHORTEST_LENGTH)) + options.prior
-        )
+        curvature: Tensor = compact_hessian(belief, max(float(group["length"]), SHORTEST_LENGTH)) + options.prior
         return gaussian.tied_precision(curvature, options.temperature)
 
 
-def _complete(group: dict[str, Any], first: dict[str, Any]) -> None:
+def _complete(group: dict[str, Any], first: dict[str, Any], options: Options) -> None:
     """Add what the optimizer itself keeps in a group, the same in all but for the first.
 
     ``peak_lr``: the largest lr that a step of the group had. ``calls``: steps asked for. ``skipped``: those not taken.
-    ``level``: the mean relative curvature at the last step. The last two are tensors: only the device knows them.
+    ``level``: the mean relative curvature at the last step. ``length``: ℓ, from the largest lr that counted. The last
+    three are tensors: only the device knows them.
     """
     group.setdefault("peak_lr", 0.0)
+    # Of a checkpoint from before the length was kept: it followed from the peak.
+    length = LENGTH_PER_LR * group["peak_lr"] if options.length_scale is None else options.length_scale
+    group.setdefault("length", torch.as_tensor(length, dtype=torch.float64).clone())
     group.setdefault("calls", first.get("calls", 0))
     group.setdefault("level", torch.as_tensor(first.get("level", 1.0), dtype=torch.float64).clone())
     group.setdefault("skipped", torch.as_tensor(first.get("skipped", 0), dtype=torch.int64).clone())

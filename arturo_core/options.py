@@ -54,7 +54,7 @@ RADIUS_PER_SIGNAL = 1.0
 #: Newton's, which an ℓ too long (a learning rate too large) would make too long where the bound does not bind.
 DAMPING = 2.0
 
-#: Length ℓ of the curvature prior h0 = σ/ℓ, in units of the peak learning rate.
+#: Length ℓ of the curvature prior h0 = σ/ℓ, in units of the largest learning rate that the weights' size let count.
 LENGTH_PER_LR = 8.0
 
 #: Length ℓ with ``trust_region="kl"``, where lr is in nats and says nothing of lengths: that of lr = 1e-3 otherwise.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from arturo_core import reductions, trust_region, weight_scale
+from arturo_core import reductions, trust_region
 from arturo_core.curvature import CompactBelief, FullBelief, Gains, riccati
 from arturo_core.diagnostics import Report
 from arturo_core.kernels.chunks import Chunk, Source
@@ -26,7 +26,7 @@ class GroupRates:
     """What a parameter group asks of this step: 0-dimensional tensors, wide, on the home device.
 
     Attributes:
-        lr: learning rate, or the KL bound in nats.
+        lr: learning rate, as far as the weights' size lets it count, or the KL bound in nats.
         decay: lr × weight decay; None for none.
         length: ℓ, weight units.
         share: lr as a share of the group's largest so far.
@@ -50,6 +50,8 @@ class Step:
         options: of the optimizer.
         passes: the form of the passes to run.
         ok: 1, or 0 if the step is to be skipped; 0-dimensional, wide.
+        relative: largest trust radius that the weights' size allows at the peak of the schedule, weight units, or
+            infinite; 0-dimensional, wide.
         home: device of the scalars.
         process_group: ranks that share the sums, or None.
     """
@@ -59,6 +61,7 @@ class Step:
     options: Options
     passes: Passes
     ok: Tensor
+    relative: Tensor
     home: torch.device
     process_group: ProcessGroup | None
 
@@ -133,17 +136,14 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
     Takes the mean relative curvature of the last step, and returns that of this one with the report.
 
     With "rms" the bound is the KL divergence that moving every weight by the trust radius of its own group would spend,
-    ε = ½ Σ λr². The radius is c·lr, or a·lr × the RMS of ĝ/(sσ) in the metric of λ if that is more, and at most the
-    relative radius of :mod:`arturo_core.weight_scale`. Groups move in proportion to their lr: Newton's step −a/b grows
-    with ℓ and so with the group's peak lr, and the share w of that peak, relative to the largest share, scales it:
-    δ = −w f a/b.
+    ε = ½ Σ λr². The radius is c·lr, or lr × the RMS of ĝ/(sσ) in the metric of λ if that is more, and at most the
+    relative radius of :mod:`arturo_core.weight_scale` times the share of the peak lr. Groups move in proportion to
+    their lr: Newton's step −a/b grows with ℓ and so with the group's peak lr, and the share w of that peak, relative to
+    the largest share, scales it: δ = −w f a/b.
     """
     options, ok = step.options, step.ok
     local = step.local()
     gains = _gains(step, level)
-    # A bound in nats has no radius for the weights' size to limit.
-    sources = step.sources if options.trust_region == "rms" else []
-    scales = {group: weight_scale.sums(sources, group, step.home) for group in step.rates}
     rows: dict[int, list[Sequence[Tensor]]] = {group: [] for group in step.rates}
     for chunk, here, gain in zip(step.chunks, local, gains, strict=True):
         observed = step.passes.compact_observe(
@@ -158,14 +158,13 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
         )
         rows[chunk.group].append([*observed, torch.full_like(observed.decrement, chunk.theta.numel())])
     # One row a group; a group that stands still on its device takes no part.
-    sums = torch.stack(
-        [torch.cat([reductions.totals(row, 5, step.home), scales[group]]) for group, row in rows.items()]
-    )
+    sums = torch.stack([reductions.totals(row, 5, step.home) for row in rows.values()])
     sums = reductions.across(sums, step.process_group)
-    decrement, stiffness, deviation, surprise, elements = sums[:, :5].unbind(dim=1)
+    decrement, stiffness, deviation, surprise, elements = sums.unbind(dim=1)
     lr = torch.stack([rates.lr for rates in step.rates.values()])
     length = torch.stack([rates.length for rates in step.rates.values()])
     precision = (stiffness / length + options.prior * elements) / options.temperature
+    share = torch.stack([rates.share for rates in step.rates.values()])
     moves = (lr > 0.0).to(lr.dtype)
     if options.trust_region == "kl":
         budget = 2.0 * step.reference_lr()
@@ -173,10 +172,9 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
         asked = RADIUS_PER_LR**2 * (lr * lr * precision).sum()
         # Newton's step times lr/ℓ is lr·ĝ/(sσ).
         signal = ((RADIUS_PER_SIGNAL * lr / length) ** 2 * decrement).sum() / options.temperature
-        relative = weight_scale.squared_radius((moves[:, None] * sums[:, 5:]).sum(dim=0))
-        allowed = torch.where(torch.isfinite(relative), relative * (moves * precision).sum(), torch.inf)
+        shrunk = (moves * share * share * precision).sum()
+        allowed = torch.where(torch.isfinite(step.relative), step.relative**2 * shrunk, torch.inf)
         budget = torch.minimum(torch.maximum(asked, signal), allowed)
-    share = torch.stack([rates.share for rates in step.rates.values()])
     part = torch.where(lr > 0.0, share / share.amax(), 0.0)
     if options.trust_region == "kl":
         part = moves

@@ -10,17 +10,25 @@ for matrices of m × n: α times the weights' RMS, divided by √min(m, n) becau
 matrix by up to that factor more, relative to its spectral norm, than its entries say (after the spectral condition of
 Yang, Simon and Bernstein 2023, arXiv 2310.17813). The term φ/(m n) is a share of what matrices are initialised
 with; weights that start at zero could not move without it.
+
+The bound falls with the schedule as the learning rate does: a learning rate whose peak asks for more is replaced, over
+the whole run, by the largest that does not. Learning rates above that train alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from arturo_core import reductions
 from arturo_core.kernels.chunks import Source
 from arturo_core.trust_region import wide_dtype
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 #: α, trust radius in units of what is above.
 RADIUS_PER_WEIGHT = 0.16
@@ -57,10 +65,20 @@ def sums(sources: Sequence[Source], group: int, home: torch.device) -> Tensor:
     return torch.stack([scale, torch.full_like(scale, count)])
 
 
-def squared_radius(total: Tensor) -> Tensor:
-    """Square of the relative radius (weight units²) from :func:`sums`; infinite where there are no matrices.
+def radius(
+    sources: Sequence[Source], rates: Mapping[int, Tensor], home: torch.device, process_group: ProcessGroup | None
+) -> Tensor:
+    """The relative radius (weight units), 0-dimensional, wide, on ``home``; infinite where no matrices move.
 
     So it is where a weight is not finite: such a step is for the check of the gradients to refuse.
+
+    Args:
+        sources: the parameters of the step.
+        rates: learning rates of the groups that take part, 0-dimensional, wide, on ``home``. One of 0 lends no size.
+        home: device of the scalars.
+        process_group: ranks that share the sum, or None.
     """
-    squared = RADIUS_PER_WEIGHT**2 * total[0] / total[1]
-    return torch.where(torch.isfinite(squared) & (total[1] > 0.0), squared, torch.inf)
+    found = [torch.where(lr > 0.0, sums(sources, group, home), 0.0) for group, lr in rates.items()]
+    scale, count = reductions.across(torch.stack(found).sum(dim=0), process_group).unbind()
+    relative = RADIUS_PER_WEIGHT * torch.sqrt(scale / count)
+    return torch.where(torch.isfinite(relative) & (count > 0.0), relative, torch.inf)

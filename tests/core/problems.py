@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ every_mode = pytest.mark.parametrize("options", MODES.values(), ids=MODES.keys()
 every_noise = pytest.mark.parametrize("options", NOISES.values(), ids=NOISES.keys())
 
 #: Keys of a parameter group that an Arturo adds to those of its user.
-GROUP_KEYS = {"params", "lr", "weight_decay", "maximize", "peak_lr", "calls", "skipped", "level"}
+GROUP_KEYS = {"params", "lr", "weight_decay", "maximize", "peak_lr", "length", "calls", "skipped", "level"}
 
 SCALARS = {"step", "variance"}
 
@@ -153,20 +154,24 @@ def adaptive_bound(optimizer: Arturo, before: list[Tensor], moved: list[Tensor])
         before: the weights before it, in the order of the groups.
         moved: how the step moved them, decay left out.
     """
-    asked = signal = precision = scale = count = 0.0
-    weights = iter(zip(before, moved, strict=True))
+    matrices = [
+        (start.double().square().mean() / min(shape) + 0.1 / math.prod(shape), start.numel())
+        for start in before
+        if start.dim() > 1
+        for shape in [(start.shape[0], start.numel() // start.shape[0])]
+    ]
+    count = sum(size for _, size in matrices)
+    relative = 0.16 * math.sqrt(sum(float(mean) * size for mean, size in matrices) / count) if count else math.inf
+    asked = signal = allowed = 0.0
+    steps = iter(moved)
     for group in optimizer.param_groups:
+        share = group["lr"] / group["peak_lr"]
+        lr = group["lr"] * min(1.0, relative / (0.35 * group["peak_lr"]))
+        length = optimizer._options.length_scale or float(group["length"])
         for param in group["params"]:
-            start, step = next(weights)
             stiffness = optimizer.precision(param).double()  # h, and λ
-            gradient = optimizer.state[param]["gradient"].double() - stiffness * step.double()  # before re-centring
-            length = optimizer._options.length_scale or 8.0 * group["peak_lr"]
-            asked += 0.35**2 * group["lr"] ** 2 * float(stiffness.sum())
-            signal += (group["lr"] / length) ** 2 * float((gradient**2 / stiffness).sum())
-            precision += float(stiffness.sum())
-            if start.dim() > 1:
-                rows, columns = start.shape[0], start.numel() // start.shape[0]
-                scale += float(start.double().square().sum()) / min(rows, columns) + 0.1
-                count += start.numel()
-    allowed = 0.16**2 * scale / count * precision if count else float("inf")
+            gradient = optimizer.state[param]["gradient"].double() - stiffness * next(steps).double()  # not re-centred
+            asked += (0.35 * lr) ** 2 * float(stiffness.sum())
+            signal += (lr / length) ** 2 * float((gradient**2 / stiffness).sum())
+            allowed += (relative * share) ** 2 * float(stiffness.sum())
     return 0.5 * min(max(asked, signal), allowed)

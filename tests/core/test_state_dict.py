@@ -240,7 +240,7 @@ def test_parameters_missing_from_the_state_start_afresh(options):
 # -- older dictionaries ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["maximize", "weight_decay", "calls", "peak_lr", "skipped", "level"])
+@pytest.mark.parametrize("key", ["maximize", "weight_decay", "calls", "peak_lr", "skipped", "level", "length"])
 @every_mode
 def test_missing_group_keys_are_filled_in(options, key):
     _, source = trained(options)
@@ -251,6 +251,7 @@ def test_missing_group_keys_are_filled_in(options, key):
     optimizer.load_state_dict(state_dict)
     assert set(optimizer.param_groups[0]) == GROUP_KEYS
     expected = {"maximize": False, "weight_decay": 0.25, "peak_lr": options["lr"]}
+    expected["length"] = optimizer._options.length_scale or 8.0 * options["lr"]
     if key in expected:
         assert optimizer.param_groups[0][key] == expected[key]
     train(optimizer, params, [5])
