@@ -12,18 +12,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from arturo_core import bookkeeping, gaussian, learning_rate, reductions, stepping, weight_scale
 from arturo_core import diagnostics as reporting
-from arturo_core import gaussian, learning_rate, reductions, stepping, weight_scale
 from arturo_core.curvature import CompactBelief, compact_hessian
 from arturo_core.kernels import compiled, eager
 from arturo_core.kernels.chunks import Chunk, Source, chunks
 from arturo_core.layouts import check_gradient, check_layout, check_parameter
 from arturo_core.options import (
-    LENGTH_PER_LR,
     PAPER,
     PAPER_KL_BOUND,
     SHORTEST_LENGTH,
-    Options,
     check_group,
     make_options,
 )
@@ -222,7 +220,7 @@ class Arturo(Optimizer):
         except (ValueError, TypeError, NotImplementedError):
             self.param_groups.pop()
             raise
-        _complete(group, self._first_group(), self._options)
+        bookkeeping.complete(group, bookkeeping.first(self.param_groups), self._options)
 
     # -- the step ----------------------------------------------------------------------------------------------
 
@@ -279,23 +277,14 @@ class Arturo(Optimizer):
             home=home,
             process_group=self._process_group,
         )
-        first = self._first_group()
+        first = bookkeeping.first(self.param_groups)
         if options.noise == "fixed":
             self._report, level = stepping.full_step(step), None
         else:
             self._report, level = stepping.compact_step(step, learning_rate.scalar(first["level"], home))
         step.count_updates()
-        for group in self.param_groups:
-            group["calls"] += 1
-            # In place, so that a captured graph goes on counting in the same memory.
-            group["skipped"] = group["skipped"].to(home).add_(step.ok == 0.0)
-            if level is not None:
-                group["level"] = group["level"].to(level).copy_(level)
-        if level is not None:
-            for index, rate in rates.items():
-                group = self.param_groups[index]
-                length = group["length"].to(rate.length)
-                group["length"] = length.copy_(torch.where(step.ok > 0.0, rate.length, length))
+        lengths = {index: rate.length for index, rate in rates.items()}
+        bookkeeping.after_step(self.param_groups, step.ok, level, lengths)
         return loss
 
     def _gather(self) -> list[Source]:
@@ -382,18 +371,14 @@ class Arturo(Optimizer):
         for param, saved in self.__dict__.pop("_loading", ()):
             self.state[param] = restore(saved, param, self._options)
         # Older checkpoints lack keys; distributed checkpointing loses all those of an empty first group.
-        first = self._first_group()
+        first = bookkeeping.first(self.param_groups)
         if "calls" not in first and self.state:
             first["calls"] = max(int(state["step"]) for state in self.state.values())
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             group.setdefault("peak_lr", group["lr"])
-            _complete(group, first, self._options)
-
-    def _first_group(self) -> dict[str, Any]:
-        """The group whose shared entries count: the first that has parameters."""
-        return next((group for group in self.param_groups if group["params"]), self.param_groups[0])
+            bookkeeping.complete(group, first, self._options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Arturo:
         copied = type(self).__new__(type(self))
@@ -427,7 +412,7 @@ class Arturo(Optimizer):
         * ``curvature_q05``, ``_q50``, ``_q95``: curvature relative to its prior.
         * ``precision_q05``, ``_q50``, ``_q95``: precision of the weights (1/weight²).
         """
-        group = self._first_group()
+        group = bookkeeping.first(self.param_groups)
         skipped = int(group["skipped"])
         numbers = reporting.summarize(self._report, group["calls"] - skipped, skipped)
         if self._report is not None:
@@ -475,22 +460,6 @@ class Arturo(Optimizer):
         belief = CompactBelief(*(state[name] for name in CompactBelief._fields))
         curvature: Tensor = compact_hessian(belief, max(float(group["length"]), SHORTEST_LENGTH)) + options.prior
         return gaussian.tied_precision(curvature, options.temperature)
-
-
-def _complete(group: dict[str, Any], first: dict[str, Any], options: Options) -> None:
-    """Add what the optimizer itself keeps in a group, the same in all but for the first.
-
-    ``peak_lr``: the largest lr that a step of the group had. ``calls``: steps asked for. ``skipped``: those not taken.
-    ``level``: the mean relative curvature at the last step. ``length``: ℓ, from the largest lr that counted. The last
-    three are tensors: only the device knows them.
-    """
-    group.setdefault("peak_lr", 0.0)
-    # Of a checkpoint from before the length was kept: it followed from the peak.
-    length = LENGTH_PER_LR * group["peak_lr"] if options.length_scale is None else options.length_scale
-    group.setdefault("length", torch.as_tensor(length, dtype=torch.float64).clone())
-    group.setdefault("calls", first.get("calls", 0))
-    group.setdefault("level", torch.as_tensor(first.get("level", 1.0), dtype=torch.float64).clone())
-    group.setdefault("skipped", torch.as_tensor(first.get("skipped", 0), dtype=torch.int64).clone())
 
 
 def _home(groups: Iterable[dict[str, Any]]) -> torch.device:
