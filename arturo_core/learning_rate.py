@@ -6,7 +6,6 @@ for a device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from arturo_core.trust_region import wide_dtype
 def rates(
     groups: Sequence[dict[str, Any]], taking_part: Sequence[int], options: Options, relative: Tensor
 ) -> dict[int, GroupRates]:
-    """What the groups of a step ask of it, by index; raises their peak learning rates.
+    """What the groups of a step ask of it, by index.
 
     Args:
         groups: of the optimizer.
@@ -41,37 +40,41 @@ def rates(
                 'trust_region="rms" (0 freezes a group).'
             )
     found = {}
+    tiny = torch.finfo(relative.dtype).tiny
     for index in taking_part:
         group = groups[index]
-        group["peak_lr"] = larger(group["peak_lr"], group["lr"])
         lr, decay = scalar(group["lr"], relative.device), group["weight_decay"]
-        peak = scalar(group["peak_lr"], relative.device).clamp(min=torch.finfo(lr.dtype).tiny)
-        if options.length_scale is None:
-            reached = LENGTH_PER_LR * torch.where(torch.isfinite(lr), torch.minimum(lr, relative / RADIUS_PER_LR), lr)
-            length = scalar(larger(group["length"].to(lr), reached), relative.device)
-        else:
-            length = scalar(options.length_scale, relative.device)
+        before, kept = scalar(group["peak_lr"], relative.device), scalar(group["length"], relative.device)
+        peak = torch.where(torch.isfinite(lr), torch.maximum(before, lr), before)
+        # A group whose weights' size is seen for the first time has been asked for its peak already.
+        reached = LENGTH_PER_LR * torch.minimum(torch.where(kept > 0.0, lr, peak), relative / RADIUS_PER_LR)
+        longest = torch.where(torch.isfinite(relative), torch.maximum(kept, reached), kept)
         found[index] = GroupRates(
-            lr=lr * (relative / (RADIUS_PER_LR * peak)).clamp(max=1.0),
+            lr=lr * (relative / (RADIUS_PER_LR * peak.clamp(min=tiny))).clamp(max=1.0),
             decay=lr * decay if decay else None,
-            length=length.clamp(min=SHORTEST_LENGTH),
-            share=lr / peak,
+            length=_length(longest, peak, options).clamp(min=SHORTEST_LENGTH),
+            share=lr / peak.clamp(min=tiny),
+            peak=peak,
+            longest=longest,
             maximize=group["maximize"],
         )
     return found
 
 
+def length(group: dict[str, Any], options: Options) -> Tensor:
+    """ℓ of a parameter group at its last step, weight units; 0-dimensional."""
+    return _length(group["length"], group["peak_lr"].to(group["length"]), options)
+
+
+def _length(longest: Tensor, peak: Tensor, options: Options) -> Tensor:
+    if options.length_scale is not None:
+        return torch.full_like(longest, options.length_scale)
+    return torch.where(longest > 0.0, longest, LENGTH_PER_LR * peak)
+
+
 def known(lr: float | Tensor) -> bool:
     """Whether lr can be read without waiting for a device (or breaking a graph that is being compiled)."""
     return not isinstance(lr, Tensor) or (lr.device.type == "cpu" and not torch.compiler.is_compiling())
-
-
-def larger(peak: float | Tensor, lr: float | Tensor) -> float | Tensor:
-    """The larger of two learning rates, passing over one that is not finite."""
-    if isinstance(lr, Tensor):
-        peak = torch.as_tensor(peak, dtype=lr.dtype, device=lr.device)
-        return torch.where(torch.isfinite(lr), torch.maximum(peak, lr), peak)
-    return max(float(peak), lr) if math.isfinite(lr) else float(peak)
 
 
 def stands_still(lr: float | Tensor) -> bool:

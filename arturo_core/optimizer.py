@@ -28,7 +28,6 @@ from arturo_core.options import (
 from arturo_core.state import allocate, check_saved, real_view, restore, table
 from arturo_core.stepping import GroupRates, Step
 from arturo_core.trust_region import wide_dtype
-from arturo_core.weight_scale import matrix_shape
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -61,7 +60,9 @@ class Arturo(Optimizer):
             0.35·lr, weighted by precision: ½ Σ λδ² ≤ ½ Σ λ(0.35·lr)². With "adaptive" noise it is longer where
             gradients agree (lr × the RMS of ĝ/(sσ), if that is more), and bounded in proportion to the weights of
             two and more dimensions (:mod:`arturo_core.weight_scale`): an lr whose peak asks for more counts as the
-            largest that does not, over its whole schedule. With "kl" the bound ε in nats. A float or a 1-element
+            largest that does not, and falls with its schedule. The peak is the largest lr of a step so far; an lr set
+            back by hand goes on as the end of a schedule unless the group's ``peak_lr`` and ``length`` are set to 0.
+            With "kl" the bound ε in nats. A float or a 1-element
             tensor; 0 freezes a group.
         weight_decay: decoupled, as AdamW's: θ ← θ − lr·weight_decay·θ before the step.
         trust_region: "rms" or "kl".
@@ -220,7 +221,7 @@ class Arturo(Optimizer):
         except (ValueError, TypeError, NotImplementedError):
             self.param_groups.pop()
             raise
-        bookkeeping.complete(group, bookkeeping.first(self.param_groups), self._options)
+        bookkeeping.complete(group, bookkeeping.first(self.param_groups))
 
     # -- the step ----------------------------------------------------------------------------------------------
 
@@ -264,7 +265,7 @@ class Arturo(Optimizer):
         rates_of = {source.group for source in sources} if self._process_group is None else moving
         home = sources[0].theta.device if sources else _home(self.param_groups)
         options = self._options
-        relative = self._relative_radius(sources, sorted(rates_of), home)
+        relative = self._relative_radius(sorted(rates_of), home)
         rates = learning_rate.rates(self.param_groups, sorted(rates_of), options, relative)
         work = list(chunks(sources, self._chunk_size(home)))
         step = Step(
@@ -283,8 +284,7 @@ class Arturo(Optimizer):
         else:
             self._report, level = stepping.compact_step(step, learning_rate.scalar(first["level"], home))
         step.count_updates()
-        lengths = {index: rate.length for index, rate in rates.items()}
-        bookkeeping.after_step(self.param_groups, step.ok, level, lengths)
+        bookkeeping.after_step(self.param_groups, step.ok, level, rates)
         return loss
 
     def _gather(self) -> list[Source]:
@@ -305,7 +305,6 @@ class Arturo(Optimizer):
                 state=tuple(self.state[param][name] for name in names),
                 scalars={name: self.state[param][name] for name in scalars},
                 group=index,
-                matrix=matrix_shape(param),
             )
             for index, param in found
         ]
@@ -318,12 +317,19 @@ class Arturo(Optimizer):
                     check_layout(param, self._process_group)
                     self.state[param] = allocate(param, self._options)
 
-    def _relative_radius(self, sources: list[Source], taking_part: list[int], home: torch.device) -> Tensor:
-        """The trust radius that the weights' size allows; infinite where lr is not in weight units."""
+    def _relative_radius(self, taking_part: list[int], home: torch.device) -> Tensor:
+        """The trust radius that the weights' size allows; infinite where lr is not in weight units.
+
+        Of all trainable weights: a loss that leaves some out for a step makes the others no smaller.
+        """
         if self._options.noise == "fixed" or self._options.trust_region == "kl":
             return torch.full((), torch.inf, dtype=wide_dtype(home), device=home)
         rates = {index: learning_rate.scalar(self.param_groups[index]["lr"], home) for index in taking_part}
-        return weight_scale.radius(sources, rates, home, self._process_group)
+        groups = {
+            index: [param for param in self.param_groups[index]["params"] if self.state.get(param)]
+            for index in taking_part
+        }
+        return weight_scale.radius(groups, rates, home, self._process_group)
 
     def _usable(self, work: list[Chunk], rates: dict[int, GroupRates], home: torch.device) -> Tensor:
         """1 for a step to take: finite gradients, and learning rates that are finite, not negative and not all 0."""
@@ -377,8 +383,8 @@ class Arturo(Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
-            group.setdefault("peak_lr", group["lr"])
-            bookkeeping.complete(group, first, self._options)
+            group.setdefault("peak_lr", group["lr"])  # the best there is to know
+            bookkeeping.complete(group, first)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Arturo:
         copied = type(self).__new__(type(self))
@@ -458,7 +464,9 @@ class Arturo(Optimizer):
         if options.noise == "fixed":
             return state["precision"].clone()
         belief = CompactBelief(*(state[name] for name in CompactBelief._fields))
-        curvature: Tensor = compact_hessian(belief, max(float(group["length"]), SHORTEST_LENGTH)) + options.prior
+        curvature: Tensor = (
+            compact_hessian(belief, max(float(learning_rate.length(group, options)), SHORTEST_LENGTH)) + options.prior
+        )
         return gaussian.tied_precision(curvature, options.temperature)
 
 

@@ -30,6 +30,8 @@ class GroupRates:
         decay: lr × weight decay; None for none.
         length: ℓ, weight units.
         share: lr as a share of the group's largest so far.
+        peak: the group's largest lr so far, this step's included.
+        longest: ℓ to keep, or 0 where the weights' size has not been seen.
         maximize: whether the gradients are of a gain instead of a loss.
     """
 
@@ -37,6 +39,8 @@ class GroupRates:
     decay: Tensor | None
     length: Tensor
     share: Tensor
+    peak: Tensor
+    longest: Tensor
     maximize: bool
 
 
@@ -136,10 +140,10 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
     Takes the mean relative curvature of the last step, and returns that of this one with the report.
 
     With "rms" the bound is the KL divergence that moving every weight by the trust radius of its own group would spend,
-    ε = ½ Σ λr². The radius is c·lr, or lr × the RMS of ĝ/(sσ) in the metric of λ if that is more, and at most the
-    relative radius of :mod:`arturo_core.weight_scale` times the share of the peak lr. Groups move in proportion to
-    their lr: Newton's step −a/b grows with ℓ and so with the group's peak lr, and the share w of that peak, relative to
-    the largest share, scales it: δ = −w f a/b.
+    ε = ½ Σ λr². The radius of a group is c·lr, or lr × the RMS of ĝ/(sσ) in the metric of λ (over all groups) if that
+    is more, and at most the relative radius of :mod:`arturo_core.weight_scale` times the share of its peak lr. Groups
+    move in proportion to their lr: Newton's step −a/b grows with ℓ and so with the group's peak lr, and the share w of
+    that peak, relative to the largest share, scales it: δ = −w f a/b.
     """
     options, ok = step.options, step.ok
     local = step.local()
@@ -169,12 +173,11 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
     if options.trust_region == "kl":
         budget = 2.0 * step.reference_lr()
     else:
-        asked = RADIUS_PER_LR**2 * (lr * lr * precision).sum()
-        # Newton's step times lr/ℓ is lr·ĝ/(sσ).
-        signal = ((RADIUS_PER_SIGNAL * lr / length) ** 2 * decrement).sum() / options.temperature
-        shrunk = (moves * share * share * precision).sum()
-        allowed = torch.where(torch.isfinite(step.relative), step.relative**2 * shrunk, torch.inf)
-        budget = torch.minimum(torch.maximum(asked, signal), allowed)
+        # Newton's step times lr/ℓ is lr·ĝ/(sσ); N is its RMS in units of lr.
+        signal = ((lr / length) ** 2 * decrement).sum() / options.temperature / (lr * lr * precision).sum()
+        asked = torch.clamp(RADIUS_PER_SIGNAL**2 * signal, min=RADIUS_PER_LR**2)
+        squared_radius = torch.minimum(lr * lr * asked, torch.where(moves > 0.0, (step.relative * share) ** 2, 0.0))
+        budget = (squared_radius * precision).sum()
     part = torch.where(lr > 0.0, share / share.amax(), 0.0)
     if options.trust_region == "kl":
         part = moves

@@ -16,17 +16,13 @@ from torch import Tensor
 
 @dataclass
 class Source:
-    """One parameter with its gradient and state tensors, all of one (real) shape, and the scalars of its state.
-
-    ``matrix`` holds the rows and columns of a weight of two or more dimensions, whole, and is None for others.
-    """
+    """One parameter with its gradient and state tensors, all of one (real) shape, and the scalars of its state."""
 
     theta: Tensor
     grad: Tensor
     state: tuple[Tensor, ...]
     scalars: dict[str, Tensor]
     group: int
-    matrix: tuple[int, int] | None = None
 
 
 @dataclass

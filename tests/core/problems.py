@@ -121,8 +121,7 @@ def assert_identical(actual: Any, expected: Any, where: str = "") -> None:
 def without_counters(snap: dict[str, Any]) -> dict[str, Any]:
     """A snapshot less the number of steps asked for, which a skipped step is allowed to change."""
     groups = [
-        {key: value for key, value in group.items() if key not in ("calls", "skipped", "peak_lr")}
-        for group in snap["groups"]
+        {key: value for key, value in group.items() if key not in ("calls", "skipped")} for group in snap["groups"]
     ]
     return {**snap, "groups": groups}
 
@@ -154,24 +153,29 @@ def adaptive_bound(optimizer: Arturo, before: list[Tensor], moved: list[Tensor])
         before: the weights before it, in the order of the groups.
         moved: how the step moved them, decay left out.
     """
-    matrices = [
-        (start.double().square().mean() / min(shape) + 0.1 / math.prod(shape), start.numel())
-        for start in before
-        if start.dim() > 1
-        for shape in [(start.shape[0], start.numel() // start.shape[0])]
-    ]
-    count = sum(size for _, size in matrices)
-    relative = 0.16 * math.sqrt(sum(float(mean) * size for mean, size in matrices) / count) if count else math.inf
-    asked = signal = allowed = 0.0
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    size = count = 0.0
+    starts = iter(before)
+    for lr, group in zip(rates, optimizer.param_groups, strict=True):
+        for _ in group["params"]:
+            start = next(starts).double()
+            if start.dim() > 1:
+                size += lr**2 * float(start.square().sum()) / min(start.shape[0], start.numel() // start.shape[0])
+                size += lr**2 * 0.1  # n elements, each 0.1/n
+                count += lr**2 * start.numel()
+    relative = 0.16 * math.sqrt(size / count) if count else math.inf
+    signal, groups = 0.0, []
     steps = iter(moved)
-    for group in optimizer.param_groups:
-        share = group["lr"] / group["peak_lr"]
-        lr = group["lr"] * min(1.0, relative / (0.35 * group["peak_lr"]))
-        length = optimizer._options.length_scale or float(group["length"])
+    for nominal, group in zip(rates, optimizer.param_groups, strict=True):
+        peak = float(group["peak_lr"])
+        lr = nominal * min(1.0, relative / (0.35 * peak))
+        length = optimizer._options.length_scale or float(group["length"]) or 8.0 * peak
+        precision = 0.0
         for param in group["params"]:
             stiffness = optimizer.precision(param).double()  # h, and λ
             gradient = optimizer.state[param]["gradient"].double() - stiffness * next(steps).double()  # not re-centred
-            asked += (0.35 * lr) ** 2 * float(stiffness.sum())
             signal += (lr / length) ** 2 * float((gradient**2 / stiffness).sum())
-            allowed += (relative * share) ** 2 * float(stiffness.sum())
-    return 0.5 * min(max(asked, signal), allowed)
+            precision += float(stiffness.sum())
+        groups.append((lr, relative * nominal / peak, precision))
+    agreement = math.sqrt(signal / sum(lr**2 * precision for lr, _, precision in groups))
+    return 0.5 * sum(precision * min(lr * max(0.35, agreement), most) ** 2 for lr, most, precision in groups)

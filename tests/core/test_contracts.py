@@ -212,6 +212,22 @@ def test_a_bad_gradient_with_large_weights(options):
         assert_identical(without_counters(snapshot(optimizer)), without_counters(before))
 
 
+@every_mode
+def test_a_skipped_spike_of_the_lr_is_forgotten(options):
+    """A schedule's peak counts where a step was taken."""
+    results = []
+    for spike in (False, True):
+        params, optimizer = trained(options)
+        if spike:
+            optimizer.param_groups[0]["lr"] = 1e3 * options["lr"]
+            params[0].grad = torch.full_like(params[0], math.nan)
+            optimizer.step()
+            optimizer.param_groups[0]["lr"] = options["lr"]
+        train(optimizer, params, range(5, 8))
+        results.append(without_counters(snapshot(optimizer)))
+    assert_identical(results[1], results[0])
+
+
 @every_noise
 def test_only_bad_gradients_count_as_skipped(options):
     """Parameters that take turns in having a gradient are no reason to report trouble."""

@@ -14,23 +14,25 @@ from torch import distributed, multiprocessing
 from arturo_core import Arturo
 
 MODES: list[dict[str, Any]] = [
+    {"lr": 1.0},
     {"lr": 1e-2},
     {"lr": 1e-1, "trust_region": "kl"},
     {"lr": 1e-1, "noise": "fixed"},
     {"lr": 3e-3, "noise": "fixed", "trust_region": "kl"},
 ]
-SIZES = [40, 7, 13]
+#: A matrix among them: at the first lr its size bounds the steps.
+SHAPES = [(8, 5), (7,), (13,)]
 
 
 def train(optimizer: Arturo, params: dict[int, torch.nn.Parameter]) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     for step in range(8):
-        for index, size in enumerate(SIZES):
-            grad = torch.randn(size, generator=generator, dtype=torch.float64)
+        for index, shape in enumerate(SHAPES):
+            grad = torch.randn(shape, generator=generator, dtype=torch.float64)
             if index in params:
                 params[index].grad = grad
                 if step == 4 and index == 0:
-                    params[index].grad[3] = torch.nan
+                    params[index].grad[3, 1] = torch.nan
         if step == 5:
             group = optimizer._process_group
             optimizer = copy.deepcopy(optimizer)  # goes on with the same ranks
@@ -48,7 +50,7 @@ def train(optimizer: Arturo, params: dict[int, torch.nn.Parameter]) -> dict[str,
 
 def parameters(indices: list[int]) -> dict[int, torch.nn.Parameter]:
     torch.manual_seed(0)
-    everything = [torch.randn(size, dtype=torch.float64) for size in SIZES]
+    everything = [torch.randn(shape, dtype=torch.float64) for shape in SHAPES]
     return {index: torch.nn.Parameter(everything[index]) for index in indices}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from typing import Any
 
 import pytest
@@ -250,8 +251,7 @@ def test_missing_group_keys_are_filled_in(options, key):
     params, optimizer = build({**options, "weight_decay": 0.25})
     optimizer.load_state_dict(state_dict)
     assert set(optimizer.param_groups[0]) == GROUP_KEYS
-    expected = {"maximize": False, "weight_decay": 0.25, "peak_lr": options["lr"]}
-    expected["length"] = optimizer._options.length_scale or 8.0 * options["lr"]
+    expected = {"maximize": False, "weight_decay": 0.25, "peak_lr": options["lr"], "length": 0.0}
     if key in expected:
         assert optimizer.param_groups[0][key] == expected[key]
     train(optimizer, params, [5])
@@ -268,6 +268,26 @@ def test_hyper_parameters_of_groups_are_restored():
     optimizer.load_state_dict(source.state_dict())
     group = optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"], group["peak_lr"]) == (0.125, 0.1, 0.25)
+
+
+def test_the_precision_after_loading_is_that_of_the_length_that_holds():
+    params, source = trained({"lr": 1e-2, "length_scale": 0.5})
+    other, optimizer = build({"lr": 1e-2, "length_scale": 5.0})
+    optimizer.load_state_dict(source.state_dict())
+    torch.testing.assert_close(optimizer.precision(other[0]), source.precision(params[0]) / 10.0)
+
+
+def test_a_group_made_from_another_shares_nothing_with_it():
+    params, optimizer = trained({"lr": 1e-2})
+    new = Parameter(torch.zeros(3))
+    optimizer.add_param_group({**optimizer.param_groups[0], "params": [new]})
+    new.grad = torch.full((3,), math.nan)
+    optimizer.step()
+    first, second = optimizer.param_groups
+    assert [int(first["skipped"]), int(second["skipped"])] == [1, 1]
+    tensors = [{value.data_ptr() for value in group.values() if torch.is_tensor(value)} for group in (first, second)]
+    assert not tensors[0] & tensors[1]
+    assert params[0] in first["params"]
 
 
 # -- wrong dictionaries ------------------------------------------------------------------------------------------------
