@@ -18,6 +18,7 @@ thus ends as the largest does that asks for no more. Its warm-up ends sooner, an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,9 @@ def matrix_shape(param: Tensor) -> tuple[int, int] | None:
         return None
     return param.shape[0], param.numel() // param.shape[0]
 
+
+#: Elements of a part of a matrix, and the matrix's rows and columns.
+Shape = tuple[int, int, int]
 
 #: Elements of a norm: float32 sums of more lose digits, and differ with how weights are split.
 SLICE = 1 << 16
@@ -75,34 +79,35 @@ def radius(
 
 def sums(params: Sequence[Tensor], home: torch.device) -> Tensor:
     """Σ(θ²/min(m, n) + φ/(m n)) and the number of elements over the matrices; shape (2,), wide, on ``home``."""
-    alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, int, int]]] = {}
+    alike: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Shape]]] = {}
     for param in params:
         shape = matrix_shape(param)
         if shape is not None:
             weight = real_view(param.detach())
-            alike.setdefault((weight.device, weight.dtype), []).extend((part, *shape) for part in _slices(weight))
+            parts, shapes = alike.setdefault((weight.device, weight.dtype), ([], []))
+            for part in _slices(weight):
+                parts.append(part)
+                shapes.append((part.numel(), *shape))
     total = torch.zeros(2, dtype=wide_dtype(home), device=home)
-    for (_, dtype), parts in alike.items():
-        norms = torch._foreach_norm(
-            [part for part, _, _ in parts], 2, dtype=torch.float64 if dtype == torch.float64 else torch.float32
-        )
-        finite = [torch.isfinite(norm) for norm in norms]
-        # Shapes enter as numbers of the host: a tensor of them would have to be copied to the device at every step.
-        scaled = torch._foreach_mul(norms, [min(rows, columns) ** -0.5 for _, rows, columns in parts])
-        squares = torch.stack(scaled).to(home, total.dtype).square()
-        kept = torch.stack(finite).to(home)
-        initial = torch.stack(
-            torch._foreach_mul(
-                list(kept.to(total.dtype).unbind()),
-                [INITIAL_SHARE * part.numel() / (rows * columns) for part, rows, columns in parts],
-            )
-        )
-        count = torch.stack(
-            torch._foreach_mul(list(kept.to(total.dtype).unbind()), [float(part.numel()) for part, _, _ in parts])
-        )
-        total = total + torch.stack([torch.where(kept, squares, 0.0).sum() + initial.sum(), count.sum()])
+    for (_, dtype), (parts, shapes) in alike.items():
+        norms = torch._foreach_norm(parts, 2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        squares = torch.stack(norms).to(home, total.dtype).square()
+        spread, initial, count = _constants(tuple(shapes), home)
+        terms = torch.stack([squares * spread + initial, count])
+        total = total + torch.where(torch.isfinite(squares), terms, 0.0).sum(dim=1)
     return total
 
 
 def _slices(weight: Tensor) -> Sequence[Tensor]:
-    return weight.view(-1).split(SLICE) if weight.is_contiguous() else (weight,)
+    if weight.numel() <= SLICE or not weight.is_contiguous():
+        return (weight,)
+    parts: tuple[Tensor, ...] = weight.view(-1).split(SLICE)
+    return parts
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(shapes: tuple[Shape, ...], home: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """1/min(m, n), elements × φ/(m n), and elements, of every part of a matrix. Kept: a device gets them once."""
+    rows = [(1.0 / min(m, n), INITIAL_SHARE * elements / (m * n), float(elements)) for elements, m, n in shapes]
+    spread, initial, count = torch.tensor(rows, dtype=wide_dtype(home)).to(home).unbind(dim=1)
+    return spread, initial, count
