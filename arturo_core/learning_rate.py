@@ -52,7 +52,7 @@ def rates(
         found[index] = GroupRates(
             lr=lr * (relative / (RADIUS_PER_LR * peak.clamp(min=tiny))).clamp(max=1.0),
             decay=lr * decay if decay else None,
-            length=_length(longest, peak, options).clamp(min=SHORTEST_LENGTH),
+            length=_length(longest, peak, options),
             share=lr / peak.clamp(min=tiny),
             peak=peak,
             longest=longest,
@@ -69,7 +69,7 @@ def length(group: dict[str, Any], options: Options) -> Tensor:
 def _length(longest: Tensor, peak: Tensor, options: Options) -> Tensor:
     if options.length_scale is not None:
         return torch.full_like(longest, options.length_scale)
-    return torch.where(longest > 0.0, longest, LENGTH_PER_LR * peak)
+    return torch.where(longest > 0.0, longest, LENGTH_PER_LR * peak).clamp(min=SHORTEST_LENGTH)
 
 
 def known(lr: float | Tensor) -> bool:

@@ -21,7 +21,6 @@ from arturo_core.layouts import check_gradient, check_layout, check_parameter
 from arturo_core.options import (
     PAPER,
     PAPER_KL_BOUND,
-    SHORTEST_LENGTH,
     check_group,
     make_options,
 )
@@ -464,9 +463,7 @@ class Arturo(Optimizer):
         if options.noise == "fixed":
             return state["precision"].clone()
         belief = CompactBelief(*(state[name] for name in CompactBelief._fields))
-        curvature: Tensor = (
-            compact_hessian(belief, max(float(learning_rate.length(group, options)), SHORTEST_LENGTH)) + options.prior
-        )
+        curvature: Tensor = compact_hessian(belief, float(learning_rate.length(group, options))) + options.prior
         return gaussian.tied_precision(curvature, options.temperature)
 
 

@@ -10,7 +10,8 @@ for matrices of m × n: α times the weights' RMS, divided by √min(m, n) becau
 matrix by up to that factor more, relative to its spectral norm, than its entries say (after the spectral condition of
 Yang, Simon and Bernstein 2023, arXiv 2310.17813). The term φ/(m n) is a share of what matrices are initialised
 with; weights that start at zero could not move without it. The mean is over the matrices of the groups that move,
-weighted by lr², and leaves out those with an element that is not finite (or whose square overflows).
+weighted by lr², and leaves out what has no size: parts of a matrix with an element that is not finite (or whose square
+overflows).
 
 As the learning rate falls below its peak, so does the bound, to ρ·lr/peak. A schedule whose peak asks for more than ρ
 thus ends as the largest does that asks for no more. Its warm-up ends sooner, and weight decay still follows the lr.
@@ -38,19 +39,18 @@ RADIUS_PER_WEIGHT = 0.16
 #: φ, share of the variance 1/max(m, n) of a matrix's initial weights.
 INITIAL_SHARE = 0.1
 
+#: Elements of a part of a matrix, and the matrix's rows and columns.
+Shape = tuple[int, int, int]
+
+#: Elements of a norm: float32 sums of more lose digits, and differ with how weights are split.
+SLICE = 1 << 16
+
 
 def matrix_shape(param: Tensor) -> tuple[int, int] | None:
     """Rows and columns of a weight of two or more dimensions (all but the first are columns), None for others."""
     if param.dim() < 2 or param.numel() == 0:
         return None
     return param.shape[0], param.numel() // param.shape[0]
-
-
-#: Elements of a part of a matrix, and the matrix's rows and columns.
-Shape = tuple[int, int, int]
-
-#: Elements of a norm: float32 sums of more lose digits, and differ with how weights are split.
-SLICE = 1 << 16
 
 
 def radius(

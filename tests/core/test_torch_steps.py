@@ -40,6 +40,13 @@ def test_forloop_goes_right_direction(kwargs, contiguous):
     assert went_right(start, closure().item(), kwargs)
 
 
+def step_with(optimizer, closure, schedulers):
+    for _ in range(10):
+        loss = optimizer.step(closure)
+        for scheduler in schedulers:
+            scheduler.step(*([loss] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else []))
+
+
 @pytest.mark.parametrize("schedulers", INFO.scheduler_inputs, ids=["step", "linear", "plateau", "chain"])
 @pytest.mark.parametrize("kwargs", [INPUTS[key] for key in SCHEDULED], ids=SCHEDULED)
 def test_forloop_goes_right_direction_with_schedulers(kwargs, schedulers):
@@ -49,13 +56,7 @@ def test_forloop_goes_right_direction_with_schedulers(kwargs, schedulers):
     built = [make(optimizer) for make in schedulers]
     closure = functools.partial(squares, weight, bias, data, optimizer)
     start = closure().item()
-    for _ in range(10):
-        loss = optimizer.step(closure)
-        for scheduler in built:
-            if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
-                scheduler.step(loss)
-            else:
-                scheduler.step()
+    step_with(optimizer, closure, built)
     assert went_right(start, closure().item(), kwargs)
 
 
@@ -66,10 +67,7 @@ def test_param_groups_with_schedulers(schedulers):
     built = [make(optimizer) for make in schedulers]
     closure = functools.partial(squares, weight, bias, data, optimizer)
     start = closure().item()
-    for _ in range(10):
-        loss = optimizer.step(closure)
-        for scheduler in built:
-            scheduler.step(*([loss] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else []))
+    step_with(optimizer, closure, built)
     assert closure().item() < start
 
 
