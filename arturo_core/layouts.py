@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arturo_core import fsdp1
+from arturo_core.sharding import is_dtensor
+
 
 def check_parameter(param: Tensor, which: str) -> None:
     """Raise ``TypeError`` unless the parameter is a dense floating-point or complex tensor."""
@@ -19,21 +22,20 @@ def check_parameter(param: Tensor, which: str) -> None:
         raise TypeError(f"Arturo: parameter {which} has layout {param.layout}; only dense parameters are supported.")
 
 
-def check_layout(param: Tensor, process_group: Any) -> None:
-    """Raise where a parameter is a shard whose sums this optimizer would take over the local part alone.
+def check_layout(param: Any, process_group: Any) -> None:
+    """Raise where a parameter is a shard whose sums this optimizer could not take over all ranks.
 
     One multiplier couples all parameters: summed over a shard only, every rank would take a different step.
 
     Raises:
-        NotImplementedError: DTensor parameters (FSDP2, tensor parallelism).
-        ValueError: flat shards (FSDP1) without ``process_group``.
+        ValueError: DTensor parameters that are sums over ranks; flat shards (FSDP1) without ``process_group``.
     """
-    if hasattr(param, "device_mesh") and hasattr(param, "placements"):
-        raise NotImplementedError(
-            "Arturo: DTensor parameters (FSDP2, tensor parallelism) are not supported yet: the trust region needs sums "
-            "over all shards. Use DDP, where parameters are replicated."
+    if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
+        raise ValueError(
+            f"Arturo: a parameter is a DTensor with placements {param.placements}: ranks hold summands of its elements "
+            "instead of the elements. Redistribute it to Shard or Replicate placements first."
         )
-    if getattr(param, "_fsdp_flattened", False) and process_group is None:
+    if fsdp1.is_shard(param) and process_group is None and not fsdp1.is_whole(param):
         raise ValueError(
             "Arturo: the parameters are FSDP1 shards, and the trust region needs sums over all of them. Pass "
             "process_group=FSDP.fsdp_modules(model)[0].process_group."

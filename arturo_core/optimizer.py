@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from arturo_core import bookkeeping, gaussian, learning_rate, reductions, stepping, weight_scale
+from arturo_core import bookkeeping, gaussian, learning_rate, reductions, sharding, stepping, weight_scale
 from arturo_core import diagnostics as reporting
 from arturo_core.curvature import CompactBelief, compact_hessian
 from arturo_core.kernels import compiled, eager
@@ -24,9 +24,9 @@ from arturo_core.options import (
     check_group,
     make_options,
 )
-from arturo_core.state import allocate, check_saved, real_view, restore, table
-from arturo_core.stepping import GroupRates, Step
-from arturo_core.trust_region import wide_dtype
+from arturo_core.reductions import Reduction
+from arturo_core.state import allocate, check_saved, restore, table
+from arturo_core.stepping import Step
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -87,7 +87,9 @@ class Arturo(Optimizer):
         maximize: ascend instead of descend.
         compile: run the passes through ``torch.compile`` (fewer passes over memory; the first step compiles).
         process_group: ranks over which the parameters are split, for layouts whose parameters do not say so
-            themselves; sums are then taken over the group. Leave it None for replicated (DDP) parameters.
+            themselves (FSDP1, ``ZeroRedundancyOptimizer``, pipeline stages); sums are then taken over the group. Every
+            rank of it must have the same parameter groups. Leave it None for replicated (DDP) parameters and for
+            DTensors (FSDP2, tensor parallelism), which say themselves which ranks hold what.
 
     Raises:
         ValueError, TypeError: an option is out of range or has no meaning in the chosen mode, a parameter is not a
@@ -138,7 +140,7 @@ class Arturo(Optimizer):
         self._process_group = process_group
         self._report: reporting.Report | None = None
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
-        check_group(defaults, trust_region)
+        check_group(defaults, self._options)
         super().__init__(params, defaults)
 
     @classmethod
@@ -207,7 +209,7 @@ class Arturo(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            check_group(group, self._options.trust_region)
+            check_group(group, self._options)
             for index, param in enumerate(group["params"]):
                 names = group.get("param_names")
                 check_parameter(param, names[index] if names else f"number {index} of the group")
@@ -255,27 +257,32 @@ class Arturo(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             if learning_rate.known(group["lr"]):
-                check_group(group, self._options.trust_region)
-        sources = self._gather()
-        moving = {index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])}
-        sources = [source for source in sources if source.group in moving]
-        if not moving or (not sources and self._process_group is None):
+                check_group(group, self._options)
+        self._check_gradients()
+        self._allocate()
+        moving = [index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])]
+        if not moving:
             return loss
-        rates_of = {source.group for source in sources} if self._process_group is None else moving
+        params = (param for group in self.param_groups for param in group["params"])
+        reduction = Reduction.over(params, self._process_group)
+        sources = self._gather(moving, reduction)
+        if not sources and not reduction.distributed:
+            return loss
         home = sources[0].theta.device if sources else _home(self.param_groups)
         options = self._options
-        relative = self._relative_radius(sorted(rates_of), home)
-        rates = learning_rate.rates(self.param_groups, sorted(rates_of), options, relative)
         work = list(chunks(sources, self._chunk_size(home)))
+        relative, ok = self._survey(work, moving, reduction, home)
+        rates = learning_rate.rates(self.param_groups, moving, options, relative)
+        lr = torch.stack([rate.lr for rate in rates.values()])
         step = Step(
             chunks=work,
             rates=rates,
             options=options,
             passes=compiled.passes() if options.compile else eager,
-            ok=self._usable(work, rates, home),
+            ok=ok * (torch.isfinite(lr).all() & (lr.amin() >= 0.0) & (lr.amax() > 0.0)),
             relative=relative,
             home=home,
-            process_group=self._process_group,
+            reduction=reduction,
         )
         first = bookkeeping.first(self.param_groups)
         if options.noise == "fixed":
@@ -286,27 +293,33 @@ class Arturo(Optimizer):
         bookkeeping.after_step(self.param_groups, step.ok, level, rates)
         return loss
 
-    def _gather(self) -> list[Source]:
-        """Every parameter that has a gradient, checked, with its state; missing state is allocated."""
-        found: list[tuple[int, Tensor]] = []
-        for index, group in enumerate(self.param_groups):
+    def _check_gradients(self) -> None:
+        for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
                     check_gradient(param.grad)
-                    found.append((index, param))
-        self._allocate()
+
+    def _gather(self, moving: list[int], reduction: Reduction) -> list[Source]:
+        """Every parameter of these groups that has a gradient: what of it, and of its state, is on this rank."""
         names = [row.name for row in table(self._options) if not row.scalar]
         scalars = [row.name for row in table(self._options) if row.scalar]
-        return [
-            Source(
-                theta=real_view(param.detach()),
-                grad=real_view(param.grad.detach()),  # type: ignore[union-attr]  # has one
-                state=tuple(self.state[param][name] for name in names),
-                scalars={name: self.state[param][name] for name in scalars},
-                group=index,
-            )
-            for index, param in found
-        ]
+        found = []
+        for index in moving:
+            for param in self.param_groups[index]["params"]:
+                grad = sharding.local_gradient(param)
+                if grad is not None:
+                    state = self.state[param]
+                    found.append(
+                        Source(
+                            theta=sharding.local(param, param),
+                            grad=grad,
+                            state=tuple(sharding.local(state[name], param) for name in names),
+                            scalars={name: state[name] for name in scalars},
+                            group=index,
+                            layout=reduction.layouts[sharding.layout(param)],
+                        )
+                    )
+        return found
 
     def _allocate(self) -> None:
         """State for every trainable parameter, with or without a gradient: checkpoints then never lack a key."""
@@ -316,25 +329,37 @@ class Arturo(Optimizer):
                     check_layout(param, self._process_group)
                     self.state[param] = allocate(param, self._options)
 
-    def _relative_radius(self, taking_part: list[int], home: torch.device) -> Tensor:
-        """The trust radius that the weights' size allows; infinite where lr is not in weight units.
+    def _survey(
+        self, work: list[Chunk], moving: list[int], reduction: Reduction, home: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """What a step must know of all ranks before it begins, in one reduction.
 
-        Of all trainable weights: a loss that leaves some out for a step makes the others no smaller.
+        Returns the trust radius that the weights' size allows, infinite where lr is not in weight units, and 1, or 0 if
+        a gradient is not usable. The radius is of all trainable weights: a loss that leaves some out for a step makes
+        the others no smaller.
         """
-        if self._options.noise == "fixed" or self._options.trust_region == "kl":
-            return torch.full((), torch.inf, dtype=wide_dtype(home), device=home)
-        rates = {index: learning_rate.scalar(self.param_groups[index]["lr"], home) for index in taking_part}
-        groups = {
-            index: [param for param in self.param_groups[index]["params"] if self.state.get(param)]
-            for index in taking_part
-        }
-        return weight_scale.radius(groups, rates, home, self._process_group)
-
-    def _usable(self, work: list[Chunk], rates: dict[int, GroupRates], home: torch.device) -> Tensor:
-        """1 for a step to take: finite gradients, and learning rates that are finite, not negative and not all 0."""
-        ok = reductions.usable([chunk.grad for chunk in work], home, self._process_group)
-        lr = torch.stack([rate.lr for rate in rates.values()])
-        return ok * (torch.isfinite(lr).all() & (lr.amin() >= 0.0) & (lr.amax() > 0.0))
+        sized = self._options.noise == "adaptive" and self._options.trust_region == "rms"
+        rows = []
+        for layout, number in reduction.layouts.items():
+            sums = [
+                weight_scale.sums(
+                    [
+                        param
+                        for param in self.param_groups[index]["params"]
+                        if self.state.get(param) and sharding.layout(param) == layout
+                    ],
+                    home,
+                )
+                for index in (moving if sized else ())
+            ]
+            unusable = reductions.unusable([chunk.grad for chunk in work if chunk.layout == number], home)
+            rows.append(torch.cat([unusable.reshape(1), *sums]))
+        found = reduction.sum(torch.stack(rows))
+        ok = (found[0] == 0.0).to(found)
+        if not sized:
+            return torch.full_like(ok, torch.inf), ok
+        rates = [learning_rate.scalar(self.param_groups[index]["lr"], home) for index in moving]
+        return weight_scale.radius(found[1:].unflatten(0, (-1, 2)), rates), ok
 
     def _chunk_size(self, home: torch.device) -> int:
         if home.type != "cpu":
@@ -440,7 +465,9 @@ class Arturo(Optimizer):
         found = []
         for param, state in held:
             part = {
-                name: value.reshape(-1)[::stride] for name, value in state.items() if value.dim() or param.dim() == 0
+                name: (sharding.local(value, param) if value.dim() else value).reshape(-1)[::stride]
+                for name, value in state.items()
+                if value.dim() or param.dim() == 0
             }
             relative = part["hessian"] / self._options.init_hessian if fixed else part["curvature"]
             found.append((relative, self._precision(part, groups[param])))

@@ -1,13 +1,22 @@
-"""Sums over all parameters: of every chunk, on every device, and over a process group where one is given."""
+"""Sums over all parameters: of every chunk, on every device, on every rank, and each element once.
+
+Sums are taken in steps: over the chunks of a layout (:mod:`arturo_core.sharding`) on this rank; over the ranks that
+hold other elements of that layout, one small all-reduce for each sharded dimension of its mesh; over the layouts; and,
+where there is a process group, over its ranks. Replicas are never summed, so replicated (DDP) parameters cost no
+collective. What is reduced and in which order follows from the parameters and options alone: every rank takes part,
+also one that holds no elements or has no gradients.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from arturo_core.sharding import Elsewhere, Layout, Mesh, layout
 from arturo_core.trust_region import wide_dtype
 
 if TYPE_CHECKING:
@@ -17,39 +26,82 @@ if TYPE_CHECKING:
 LARGEST_GRADIENT = 1e18
 
 
-def totals(rows: Sequence[Sequence[Tensor]], columns: int, device: torch.device) -> Tensor:
-    """Column sums of per-chunk scalars, shape (columns,), wide, in the order of the chunks; zeros without chunks."""
+@dataclass(frozen=True)
+class Reduction:
+    """How sums over all parameters are taken.
+
+    Attributes:
+        layouts: of the parameters, in the order in which the parameters show them.
+        process_group: ranks over which whatever no mesh covers is split, or None.
+    """
+
+    layouts: Mapping[Layout, int]
+    process_group: ProcessGroup | None
+
+    @classmethod
+    def over(cls, params: Iterable[Tensor], process_group: ProcessGroup | None) -> Reduction:
+        """For these parameters, whether or not they take part in a step."""
+        found: dict[Layout, int] = {}
+        for param in params:
+            found.setdefault(layout(param), len(found))
+        return cls(found or {Elsewhere.NOT_SAID: 0}, process_group)
+
+    @property
+    def distributed(self) -> bool:
+        """Whether other ranks take part."""
+        return self.process_group is not None or any(isinstance(one, Mesh) and one.dims for one in self.layouts)
+
+    def sum(self, parts: Tensor) -> Tensor:
+        """Sum over the layouts (the first dimension) and over the ranks that hold other elements."""
+        held = self._over_meshes(parts, "SUM")
+        if self.process_group is None:
+            return torch.stack(held).sum(dim=0)
+        here = [part for one, part in zip(self.layouts, held, strict=True) if one is Elsewhere.NOWHERE]
+        rest = [part for one, part in zip(self.layouts, held, strict=True) if one is not Elsewhere.NOWHERE]
+        total = torch.stack([torch.zeros_like(parts[0]), *rest]).sum(dim=0)
+        return torch.stack([_all_reduce(total, self.process_group, "SUM"), *here]).sum(dim=0)
+
+    def least(self, values: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
+        """Minimum of the scalars of every layout, 0-dimensional, wide; +inf without any."""
+        infinite = torch.full((), torch.inf, dtype=wide_dtype(device), device=device)
+        parts = [torch.stack([infinite, *(value.to(infinite) for value in part)]).amin() for part in values]
+        smallest = torch.stack(self._over_meshes(torch.stack(parts), "MIN")).amin()
+        return smallest if self.process_group is None else _all_reduce(smallest, self.process_group, "MIN")
+
+    def _over_meshes(self, parts: Tensor, operation: str) -> list[Tensor]:
+        held = list(parts.unbind())
+        for one, index in self.layouts.items():
+            if isinstance(one, Mesh):
+                for dim in one.dims:
+                    held[index] = _all_reduce(held[index], one.mesh.get_group(dim), operation)
+        return held
+
+
+def totals(rows: Mapping[Hashable, Sequence[Sequence[Tensor]]], columns: int, device: torch.device) -> Tensor:
+    """Column sums of per-chunk scalars for every key, shape (keys, columns), wide, in the order of the chunks."""
+    return torch.stack([_total(row, columns, device) for row in rows.values()])
+
+
+def _total(rows: Sequence[Sequence[Tensor]], columns: int, device: torch.device) -> Tensor:
     if not rows:
         return torch.zeros(columns, dtype=wide_dtype(device), device=device)
     return torch.stack([torch.stack(tuple(row)).to(device, wide_dtype(device)) for row in rows]).sum(dim=0)
 
 
-def across(total: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The sum over the ranks of a process group; every rank takes part, also one that holds no parameters."""
-    return _all_reduce(total, group, "SUM")
-
-
-def least(values: Sequence[Tensor], device: torch.device, group: ProcessGroup | None) -> Tensor:
-    """Minimum of per-chunk scalars, 0-dimensional; +inf without chunks."""
-    infinite = torch.full((), torch.inf, dtype=wide_dtype(device), device=device)
-    smallest = torch.stack([infinite, *(value.to(infinite) for value in values)]).amin()
-    return _all_reduce(smallest, group, "MIN")
-
-
-def usable(grads: Sequence[Tensor], device: torch.device, group: ProcessGroup | None) -> Tensor:
-    """1 if every gradient is finite and below :data:`LARGEST_GRADIENT` everywhere, else 0; 0-dimensional, wide."""
+def unusable(grads: Sequence[Tensor], device: torch.device) -> Tensor:
+    """0 if every gradient is finite and below :data:`LARGEST_GRADIENT` everywhere, else 1; 0-dimensional, wide."""
     extremes = [torch.stack(torch.aminmax(grad)).to(device=device, dtype=wide_dtype(device)) for grad in grads]
-    if extremes:
-        # A NaN survives amin, amax and abs, and fails the comparison.
-        verdict = (torch.stack(extremes).abs() < LARGEST_GRADIENT).all().to(wide_dtype(device))
-    else:
-        verdict = torch.ones((), dtype=wide_dtype(device), device=device)
-    return _all_reduce(verdict, group, "MIN")
+    if not extremes:
+        return torch.zeros((), dtype=wide_dtype(device), device=device)
+    # A NaN survives amin, amax and abs, and fails the comparison.
+    return 1.0 - (torch.stack(extremes).abs() < LARGEST_GRADIENT).all().to(wide_dtype(device))
 
 
-def _all_reduce(value: Tensor, group: ProcessGroup | None, operation: str) -> Tensor:
-    if group is not None:
-        from torch import distributed
+def _all_reduce(value: Tensor, group: Any, operation: str) -> Tensor:
+    """Over the ranks of a group, on a device that its backend knows (shards may be kept on the CPU)."""
+    from torch import distributed
 
-        distributed.all_reduce(value, op=getattr(distributed.ReduceOp, operation), group=group)
-    return value
+    known = [device.type for device in getattr(group, "_device_types", ())]
+    there = value.contiguous() if not known or value.device.type in known else value.to(known[0])
+    distributed.all_reduce(there, op=getattr(distributed.ReduceOp, operation), group=group)
+    return there.to(value.device)
