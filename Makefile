@@ -24,7 +24,7 @@ demo: $(VENV)/.installed  ## fine-tune a pretrained transformer with arTuRO besi
 	$(BIN)/python -m recipes.finetune_text --output $(OUT)
 
 test: $(VENV)/.installed  ## the whole suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -65,7 +65,8 @@ def _find(param: Any) -> tuple[Any, int | None] | None:
     if param not in _flat_of:
         # A parameter that kept its identity does not know its flat vector; only FSDP1's modules do, and an optimizer
         # does not see them. The garbage collector does: one look through its objects at the first step.
-        for flat in [one for one in gc.get_objects() if type(one) is torch.nn.Parameter and _is_flat(one)]:
+        flats: list[Any] = [one for one in gc.get_objects() if type(one) is torch.nn.Parameter and _is_flat(one)]
+        for flat in flats:
             for index, member in enumerate(flat._params or ()):
                 _flat_of[member] = flat, index
     found: tuple[Any, int] | None = _flat_of.get(param)

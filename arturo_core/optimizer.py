@@ -17,7 +17,7 @@ from arturo_core import diagnostics as reporting
 from arturo_core.curvature import CompactBelief, compact_hessian
 from arturo_core.kernels import compiled, eager
 from arturo_core.kernels.chunks import Chunk, Source, chunks
-from arturo_core.layouts import check_gradient, check_layout, check_parameter
+from arturo_core.layouts import check_caller, check_gradient, check_layout, check_parameter
 from arturo_core.options import (
     PAPER,
     PAPER_KL_BOUND,
@@ -30,9 +30,11 @@ from arturo_core.stepping import Step
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 else:
     # Command lines built from annotations resolve them; not every build of torch has torch.distributed.
     ProcessGroup = getattr(torch.distributed, "ProcessGroup", object)
+    DeviceMesh = getattr(torch.distributed, "DeviceMesh", object)
 
 #: Elements of a chunk: eager temporaries stay in the cache of two cores; compiled loops want fewer, longer calls;
 #: an accelerator takes whole tensors.
@@ -86,14 +88,16 @@ class Arturo(Optimizer):
         state_dtype: dtype of the state under narrower parameters: ``torch.float32`` or ``torch.float64``.
         maximize: ascend instead of descend.
         compile: run the passes through ``torch.compile`` (fewer passes over memory; the first step compiles).
-        process_group: ranks over which the parameters are split, for layouts whose parameters do not say so
-            themselves (FSDP1, ``ZeroRedundancyOptimizer``, pipeline stages); sums are then taken over the group. Every
-            rank of it must have the same parameter groups. Leave it None for replicated (DDP) parameters and for
-            DTensors (FSDP2, tensor parallelism), which say themselves which ranks hold what.
+        process_group: ranks over which the parameters are split (a group, or a mesh), for layouts whose parameters do
+            not say so themselves (FSDP1, ``ZeroRedundancyOptimizer``, pipeline stages); sums are then taken over them.
+            Every one of these ranks must have as many parameter groups, and the same options and learning rates. Leave
+            it None for replicated (DDP) parameters and for DTensors (FSDP2, tensor parallelism), which say themselves
+            which ranks hold what.
 
     Raises:
         ValueError, TypeError: an option is out of range or has no meaning in the chosen mode, a parameter is not a
-            floating-point leaf, appears twice, or there is none; the message names what is allowed.
+            floating-point leaf, appears twice, or there is none; parameters are split in a way that the sums could not
+            follow. The message names what is allowed.
 
     State per parameter is the table in :mod:`arturo_core.state`.
     """
@@ -119,8 +123,9 @@ class Arturo(Optimizer):
         state_dtype: torch.dtype = torch.float32,
         maximize: bool = False,
         compile: bool = False,
-        process_group: ProcessGroup | None = None,
+        process_group: ProcessGroup | DeviceMesh | None = None,
     ) -> None:
+        check_caller(process_group)
         self._options = make_options(
             trust_region=trust_region,
             noise=noise,
@@ -138,6 +143,7 @@ class Arturo(Optimizer):
             process_noise=process_noise,
         )
         self._process_group = process_group
+        self._agreed = False
         self._report: reporting.Report | None = None
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
         check_group(defaults, self._options)
@@ -264,12 +270,15 @@ class Arturo(Optimizer):
         if not moving:
             return loss
         params = (param for group in self.param_groups for param in group["params"])
-        reduction = Reduction.over(params, self._process_group)
+        reduction = Reduction.over(params, sharding.process_groups(self._process_group))
         sources = self._gather(moving, reduction)
         if not sources and not reduction.distributed:
             return loss
         home = sources[0].theta.device if sources else _home(self.param_groups)
         options = self._options
+        if not self._agreed:
+            reduction.check_agreement(len(moving), options, home)
+            self._agreed = True
         work = list(chunks(sources, self._chunk_size(home)))
         relative, ok = self._survey(work, moving, reduction, home)
         rates = learning_rate.rates(self.param_groups, moving, options, relative)
@@ -397,6 +406,7 @@ class Arturo(Optimizer):
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch adds it to every optimizer's; this one has no such option
         self.__dict__.setdefault("_process_group", None)
+        self.__dict__.setdefault("_agreed", False)
         self.__dict__.setdefault("_report", None)
         for param, saved in self.__dict__.pop("_loading", ()):
             self.state[param] = restore(saved, param, self._options)

@@ -9,6 +9,7 @@ also one that holds no elements or has no gradients.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from arturo_core.options import Options
 from arturo_core.sharding import Elsewhere, Layout, Mesh, layout
 from arturo_core.trust_region import wide_dtype
 
@@ -32,41 +34,62 @@ class Reduction:
 
     Attributes:
         layouts: of the parameters, in the order in which the parameters show them.
-        process_group: ranks over which whatever no mesh covers is split, or None.
+        groups: the process group over which whatever no mesh covers is split; of a mesh one for each dimension.
     """
 
     layouts: Mapping[Layout, int]
-    process_group: ProcessGroup | None
+    groups: Sequence[ProcessGroup]
 
     @classmethod
-    def over(cls, params: Iterable[Tensor], process_group: ProcessGroup | None) -> Reduction:
+    def over(cls, params: Iterable[Tensor], groups: Sequence[ProcessGroup]) -> Reduction:
         """For these parameters, whether or not they take part in a step."""
         found: dict[Layout, int] = {}
         for param in params:
             found.setdefault(layout(param), len(found))
-        return cls(found or {Elsewhere.NOT_SAID: 0}, process_group)
+        return cls(found or {Elsewhere.NOT_SAID: 0}, groups)
 
     @property
     def distributed(self) -> bool:
         """Whether other ranks take part."""
-        return self.process_group is not None or any(isinstance(one, Mesh) and one.dims for one in self.layouts)
+        return bool(self.groups) or any(isinstance(one, Mesh) and one.dims for one in self.layouts)
 
     def sum(self, parts: Tensor) -> Tensor:
         """Sum over the layouts (the first dimension) and over the ranks that hold other elements."""
         held = self._over_meshes(parts, "SUM")
-        if self.process_group is None:
+        if not self.groups:
             return torch.stack(held).sum(dim=0)
         here = [part for one, part in zip(self.layouts, held, strict=True) if one is Elsewhere.NOWHERE]
         rest = [part for one, part in zip(self.layouts, held, strict=True) if one is not Elsewhere.NOWHERE]
         total = torch.stack([torch.zeros_like(parts[0]), *rest]).sum(dim=0)
-        return torch.stack([_all_reduce(total, self.process_group, "SUM"), *here]).sum(dim=0)
+        return torch.stack([self._over_groups(total, "SUM"), *here]).sum(dim=0)
 
     def least(self, values: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
         """Minimum of the scalars of every layout, 0-dimensional, wide; +inf without any."""
         infinite = torch.full((), torch.inf, dtype=wide_dtype(device), device=device)
         parts = [torch.stack([infinite, *(value.to(infinite) for value in part)]).amin() for part in values]
-        smallest = torch.stack(self._over_meshes(torch.stack(parts), "MIN")).amin()
-        return smallest if self.process_group is None else _all_reduce(smallest, self.process_group, "MIN")
+        return self._over_groups(torch.stack(self._over_meshes(torch.stack(parts), "MIN")).amin(), "MIN")
+
+    def check_agreement(self, moving: int, options: Options, device: torch.device) -> None:
+        """Compare what the ranks of the process group were built with; the sums have to be of the same things.
+
+        Raises:
+            ValueError: on every rank, if ranks differ in options or in the number of groups that move.
+        """
+        if not self.groups:
+            return
+        said = torch.tensor([moving, zlib.crc32(repr(options).encode()) % 2**24], dtype=torch.float32, device=device)
+        extremes = torch.stack([self._over_groups(said.clone(), "MIN"), -self._over_groups(-said, "MIN")])
+        if not torch.equal(extremes[0], extremes[1]):
+            what = "the number of parameter groups that move" if extremes[0][0] != extremes[1][0] else "their options"
+            raise ValueError(
+                f"Arturo: the optimizers of the ranks of the process group differ in {what}. Give every rank the same "
+                "parameter groups (an empty tensor stands for a group without parameters), options and learning rates."
+            )
+
+    def _over_groups(self, total: Tensor, operation: str) -> Tensor:
+        for group in self.groups:
+            total = _all_reduce(total, group, operation)
+        return total
 
     def _over_meshes(self, parts: Tensor, operation: str) -> list[Tensor]:
         held = list(parts.unbind())

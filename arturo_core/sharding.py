@@ -17,6 +17,7 @@ from torch import Tensor
 from arturo_core import fsdp1
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
 #: Rows and columns of a whole matrix.
@@ -54,6 +55,15 @@ def layout(param: Any) -> Layout:
     if fsdp1.is_shard(param) and fsdp1.is_whole(param):
         return Elsewhere.NOWHERE
     return Elsewhere.NOT_SAID
+
+
+def process_groups(given: Any) -> list[ProcessGroup]:
+    """The groups of ranks that an optimizer was told of: one, those of every dimension of a mesh, or none."""
+    if given is None:
+        return []
+    if hasattr(given, "get_group"):
+        return [given.get_group(dim) for dim in range(given.ndim)]
+    return [given]
 
 
 def is_dtensor(tensor: Any) -> bool:

@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
-    PrepareModuleOutput,
     RowwiseParallel,
     SequenceParallel,
     parallelize_module,
@@ -127,9 +126,7 @@ def sp(options: Options, dtype: torch.dtype) -> Parallel:
 
 
 def fsdp1(options: Options, dtype: torch.dtype, use_orig_params: bool = True) -> Parallel:
-    wrap = functools.partial(
-        FullyShardedDataParallel, use_orig_params=use_orig_params, device_id=torch.device("cpu")
-    )
+    wrap = functools.partial(FullyShardedDataParallel, use_orig_params=use_orig_params, device_id=torch.device("cpu"))
     model = network(dtype)
     model.up = wrap(model.up)
     wrapped = wrap(model)

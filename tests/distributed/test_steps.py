@@ -13,6 +13,9 @@ from layouts import MATRIX, WORLDS, of_world
 from problem import MODES, STEPS, single, train
 from ranks import run
 
+#: The processes of all worlds are started once, by one worker.
+pytestmark = pytest.mark.xdist_group("distributed")
+
 
 def every_layout(world: int, dtype: torch.dtype) -> dict[tuple[str, str], Any]:
     """On one rank: every layout of this number of ranks in every mode."""
@@ -52,4 +55,4 @@ def test_step_is_that_of_one_process(layout: str, mode: str, results: dict[int, 
                 same = math.isnan(value) and math.isnan(ours[key])
                 assert same or ours[key] == pytest.approx(value, rel=1e-8), (step, key)
         for name, weight in expected["weights"].items():
-            torch.testing.assert_close(found["weights"][name], weight, rtol=1e-8, atol=1e-11, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(found["weights"][name], weight, rtol=1e-8, atol=1e-11)
