@@ -30,6 +30,12 @@ def is_whole(param: Any) -> bool:
     return found is not None and bool(found[0]._sharded_size == found[0]._unpadded_unsharded_size)
 
 
+def took_part(param: Any) -> bool:
+    """Whether the flat vector of a shard has a gradient, of any of its parameters: then all of them have one."""
+    found = _find(param)
+    return found is not None and any(member.grad is not None for member in found[0]._params or ())
+
+
 def without_padding(param: Any, tensor: Tensor) -> Tensor:
     """What of a tensor that is shaped like a shard belongs to parameters: the last rank's piece may be filled up."""
     padding = getattr(param, "_shard_numel_padded", 0) if _is_flat(param) else 0

@@ -285,6 +285,7 @@ class Arturo(Optimizer):
         lr = torch.stack([rate.lr for rate in rates.values()])
         step = Step(
             chunks=work,
+            empty=[source for source in sources if not source.theta.numel()],
             rates=rates,
             options=options,
             passes=compiled.passes() if options.compile else eager,

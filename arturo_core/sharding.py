@@ -117,7 +117,9 @@ def local_gradient(param: Any) -> Tensor | None:
     """
     grad = param.grad
     if grad is None:
-        return None
+        # FSDP1 gives no gradient where a rank holds no elements.
+        nothing = fsdp1.is_shard(param) and not param.numel() and fsdp1.took_part(param)
+        return torch.empty_like(param) if nothing else None
     if is_dtensor(param) != is_dtensor(grad):
         raise RuntimeError(
             "Arturo: a parameter and its gradient differ in layout: one is a DTensor, the other a plain tensor. Assign "

@@ -47,6 +47,7 @@ class Step:
 
     Attributes:
         chunks: the parameters, cut up; in the same order for every pass.
+        empty: the parameters of which this rank holds no elements; their scalars go on as on other ranks.
         rates: of the groups that take part, by index.
         options: of the optimizer.
         passes: the form of the passes to run.
@@ -58,6 +59,7 @@ class Step:
     """
 
     chunks: Sequence[Chunk]
+    empty: Sequence[Source]
     rates: dict[int, GroupRates]
     options: Options
     passes: Passes
@@ -73,11 +75,11 @@ class Step:
 
     @cached_property
     def sources(self) -> list[Source]:
-        """The parameters of all chunks, each once."""
+        """The parameters, each once: those of all chunks in their order, then the empty ones."""
         found: list[Source] = []
         for chunk in self.chunks:
             found += [source for source in chunk.sources if not found or source is not found[-1]]
-        return found
+        return [*found, *self.empty]
 
     def count_updates(self) -> None:
         """Let every parameter's own count of updates go on."""

@@ -89,13 +89,12 @@ class Parallel:
     spoil: Callable[[], None]
 
 
-def train(run: Parallel, steps: range, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-    """Train; returns the weights and the numbers of every step."""
+def train(run: Parallel, steps: range, lr: float, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    """Train with a warm-up from 0 and a decay; returns the weights and the numbers of every step."""
     numbers = []
     for step in steps:
         for group in run.optimizer.param_groups:
-            group.setdefault("first_lr", group["lr"])
-            group["lr"] = group["first_lr"] * (step / 2 if step < 2 else 1.0 - (step - 2) / 10)
+            group["lr"] = lr * (step / 2 if step < 2 else 1.0 - (step - 2) / 10)
         run.optimizer.zero_grad()
         inputs, targets = batch(step, dtype)
         (run.model(inputs[run.share]) - targets[run.share]).square().mean().backward()
