@@ -447,7 +447,7 @@ class Arturo(Optimizer):
           before it is rounded to the weights' dtype: rounding to bfloat16 can swallow most of it.
         * ``bound_active``: whether the bound decided the step's length.
         * ``step_scale``: 1; below or above only if the dual ran out of evaluations before meeting ``kl_rtol``.
-        * ``step_rms``: root mean square of what the weights moved, without weight decay (weight units).
+        * ``step_rms``: root mean square of the step without weight decay, also before it is rounded (weight units).
         * ``innovation_ratio``: mean of e²/S, 1 when the filter is consistent.
         * ``steps``, ``skipped_steps``: steps taken, and skipped for non-finite gradients.
         * ``curvature_q05``, ``_q50``, ``_q95``: curvature relative to its prior.

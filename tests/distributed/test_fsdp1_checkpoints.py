@@ -24,6 +24,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
+#: The first writes; all of them read.
+RANKS, ZERO_RANKS = (2, 3), (2, 4)
 KINDS = ("rms", "fixed")
 BEFORE, AFTER = range(5), range(5, 7)
 #: FSDP1's own full dictionary, and both of ``torch.distributed.checkpoint``. On the CPU torch gathers the tensors of a
@@ -112,7 +114,7 @@ def read(folder: Path) -> dict[Any, Any]:
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[Any, Any], dict[int, dict[Any, Any]]]:
     folder = Path(tmp_path_factory.mktemp("fsdp1"))
     written = run(write, 2, folder / "writing", folder)[0]
-    return written, {world: run(read, world, folder / f"reading{world}", folder)[0] for world in (2, 3)}
+    return written, {world: run(read, world, folder / f"reading{world}", folder)[0] for world in RANKS}
 
 
 @functools.cache
@@ -124,7 +126,7 @@ def expected(mode: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("sharding", "way"), [(one, way) for one, ways in WAYS.items() for way in ways])
 @pytest.mark.parametrize("mode", KINDS)
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", RANKS)
 def test_fsdp1_resumes_as_if_never_interrupted(world: int, sharding: str, mode: str, way: str, results: Any) -> None:
     written, resumed = results
     found = resumed[world][sharding, mode, way]
@@ -158,12 +160,12 @@ def zero_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = Path(tmp_path_factory.mktemp("zero"))
     written = run(zero, 2, folder / "writing", folder, True)[0]
     return {"written": written} | {
-        str(world): run(zero, world, folder / f"reading{world}", folder, False)[0] for world in (2, 4)
+        str(world): run(zero, world, folder / f"reading{world}", folder, False)[0] for world in ZERO_RANKS
     }
 
 
 @pytest.mark.parametrize("mode", KINDS)
-@pytest.mark.parametrize("world", ["2", "4"])
+@pytest.mark.parametrize("world", [str(ranks) for ranks in ZERO_RANKS])
 def test_zero_resumes_as_if_never_interrupted(world: str, mode: str, zero_results: dict[str, Any]) -> None:
     found, uninterrupted = zero_results[world][mode], zero_results["written"][mode]
     assert found["numbers"][-1]["skipped_steps"] == 1
