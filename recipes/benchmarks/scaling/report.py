@@ -51,8 +51,8 @@ def markdown(counts: Sequence[dict[str, Any]], traffic: Sequence[dict[str, Any]]
         "## Calculated: all that arTuRO's step adds to a step with AdamW",
         "",
         "Waiting, and the memory traffic of the optimizer's own step. First compiled, each pass in one loop (a lower "
-        "bound), then eager, operation by operation. In brackets: weights, gradients and state of float32 need more "
-        "than a GPU's memory.",
+        "bound), then eager, operation by operation, as if nothing stayed in a GPU's cache (an upper one). No GPU was "
+        "timed for it. In brackets: weights, gradients and state of float32 need more than a GPU's memory.",
         "",
         *extras(given),
         "Bytes a parameter that an eager step reads and writes, as counted: "
