@@ -381,6 +381,8 @@ class Arturo(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict exactly: statistics keep their own dtype, and nothing is shared with ``state_dict``.
 
+        A checkpoint of an older version may lack entries of the parameter groups; a warning names them.
+
         Raises:
             ValueError: the state is of another mode, optimizer or parameter list. Nothing is changed then.
         """
@@ -401,6 +403,7 @@ class Arturo(Optimizer):
         for key, saved in loaded["state"].items():
             if key in pairs and saved:
                 check_saved(saved, pairs[key], self._options)
+        bookkeeping.warn_of_missing(loaded["param_groups"], self.defaults)
         self._loading = [(pairs[key], saved) for key, saved in loaded["state"].items() if key in pairs]
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Sums over all parameters: of every chunk, on every device, on every rank, and each element once.
 
 Sums are taken in steps: over the chunks of a layout (:mod:`arturo_core.sharding`) on this rank; over the ranks that
-hold other elements of that layout, one small all-reduce for each sharded dimension of its mesh; over the layouts; and,
+hold other elements of that layout, one small all-reduce for each sharded dimension of a mesh; over the layouts; and,
 where there is a process group, over its ranks. Replicas are never summed, so replicated (DDP) parameters cost no
 collective. What is reduced and in which order follows from the parameters and options alone: every rank takes part,
 also one that holds no elements or has no gradients.
@@ -93,10 +93,16 @@ class Reduction:
 
     def _over_meshes(self, parts: Tensor, operation: str) -> list[Tensor]:
         held = list(parts.unbind())
+        # Layouts that share ranks, as those of FSDP2 × TP do, go together.
+        sharing: dict[int, tuple[ProcessGroup, list[int]]] = {}
         for one, index in self.layouts.items():
             if isinstance(one, Mesh):
-                for dim in one.dims:
-                    held[index] = _all_reduce(held[index], one.mesh.get_group(dim), operation)
+                for group in (one.mesh.get_group(dim) for dim in one.dims):
+                    sharing.setdefault(id(group), (group, []))[1].append(index)
+        for group, indices in sharing.values():
+            reduced = _all_reduce(torch.stack([held[index] for index in indices]), group, operation)
+            for index, part in zip(indices, reduced.unbind(), strict=True):
+                held[index] = part
         return held
 
 

@@ -106,17 +106,15 @@ def sharded_in_nodes(gpus: int, given: Assumptions) -> list[Message]:
     return [Message(size, min(gpus, given.gpus_per_node), given.gpus_per_node) for size in DEFAULT_STEP]
 
 
-def sharded_with_tp(gpus: int, given: Assumptions, merged: bool = False) -> list[Message]:
+def sharded_with_tp(gpus: int, given: Assumptions) -> list[Message]:
     """FSDP between nodes and tensor parallelism within: matrices on both dimensions, vectors and the rest on one.
 
-    Three layouts, as counted: one is summed over both dimensions, two over FSDP's alone. ``merged`` would sum the
-    layouts before they are summed over a dimension that they share.
+    Three layouts, as counted: one is summed over both dimensions, two over FSDP's alone, all three in one message.
     """
     within = min(gpus, given.gpus_per_node)
     found = []
     for size in DEFAULT_STEP:
-        found += [Message(size, within, within)]
-        found += [Message(size, gpus // within, 1)] * (1 if merged else 3)
+        found += [Message(3 * size, gpus // within, 1), Message(size, within, within)]
     return found
 
 

@@ -122,9 +122,6 @@ def by_layout(given: Assumptions) -> list[str]:
         "FSDP over all GPUs, published form": lambda gpus: sharded_over_all(gpus, given, PAPER_STEP),
         "HSDP, shards within a node": lambda gpus: sharded_in_nodes(gpus, given),
         "FSDP between nodes x TP within": lambda gpus: sharded_with_tp(gpus, given),
-        "the same, if layouts were summed before they are reduced": lambda gpus: sharded_with_tp(
-            gpus, given, merged=True
-        ),
     }
     rows = []
     for title, messages in kinds.items():
