@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from arturo_core import fsdp1
+from arturo_core import flat, fsdp1
 from arturo_core.sharding import Mesh, is_dtensor, layout, process_groups
 
 
@@ -74,6 +75,34 @@ def check_caller(process_group: Any) -> None:
                 "process_group=torch.distributed.group.WORLD) (or the group that the parameters are split over)."
             )
         frame = frame.f_back  # type: ignore[assignment]
+
+
+def check_step(groups: Iterable[dict[str, Any]]) -> None:
+    """Raise where DeepSpeed takes a step of parameters of its own making, and nobody has said what they are made of.
+
+    It exchanges an optimizer's parameters for flat partitions, and steps them group by group.
+
+    Raises:
+        RuntimeError: a parameter is not declared in :mod:`arturo_core.flat`.
+    """
+    if "deepspeed" not in sys.modules or all(flat.is_declared(param) for group in groups for param in group["params"]):
+        return
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        # The engine's own step is that of an optimizer whose parameters it has left alone.
+        if module.startswith("deepspeed.runtime.") and module not in _LEAVES_PARAMETERS_ALONE:
+            raise RuntimeError(
+                f"Arturo: a step was asked for by {module}, which trains parts of the parameters, one parameter group "
+                "at a time; the trust region needs them all. With ZeRO stage 1, 2 or 3 call "
+                "arturo_integrations.deepspeed.attach(engine) after deepspeed.initialize() or Accelerator.prepare(). "
+                "Without ZeRO, DeepSpeed is supported in float32 alone, without pipeline stages: use ZeRO stage 1 for "
+                "bf16 and fp16."
+            )
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+_LEAVES_PARAMETERS_ALONE = ("deepspeed.runtime.engine", "deepspeed.runtime.lr_schedules", "deepspeed.runtime.utils")
 
 
 def check_gradient(grad: Tensor) -> None:

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from arturo_core import bookkeeping, gaussian, learning_rate, reductions, sharding, stepping, weight_scale
+from arturo_core import bookkeeping, flat, gaussian, learning_rate, reductions, sharding, stepping, weight_scale
 from arturo_core import diagnostics as reporting
 from arturo_core.curvature import CompactBelief, compact_hessian
 from arturo_core.kernels import compiled, eager
 from arturo_core.kernels.chunks import Chunk, Source, chunks
-from arturo_core.layouts import check_caller, check_gradient, check_layout, check_parameter
+from arturo_core.layouts import check_caller, check_gradient, check_layout, check_parameter, check_step
 from arturo_core.options import (
     PAPER,
     PAPER_KL_BOUND,
@@ -230,6 +230,21 @@ class Arturo(Optimizer):
             raise
         bookkeeping.complete(group, bookkeeping.first(self.param_groups))
 
+    def split_over(self, process_group: ProcessGroup | DeviceMesh | None) -> None:
+        """Take sums over the ranks of a group from the next step on.
+
+        For frameworks that split the parameters of an optimizer after it was built; otherwise give ``process_group`` to
+        the constructor.
+
+        Raises:
+            ValueError: the sums could not follow the parameters' layout. Nothing has changed then.
+        """
+        for group in self.param_groups:
+            for param in group["params"]:
+                check_layout(param, process_group)
+        self._process_group = process_group
+        self._agreed = False
+
     # -- the step ----------------------------------------------------------------------------------------------
 
     @overload
@@ -257,6 +272,7 @@ class Arturo(Optimizer):
             ValueError, TypeError: an lr or weight decay was set that is negative, not finite or no number, or groups
                 differ in lr with ``trust_region="kl"``. Nothing has changed then but what the closure did.
         """
+        check_step(self.param_groups)
         loss: float | None = None
         if closure is not None:
             with torch.enable_grad():
@@ -319,16 +335,20 @@ class Arturo(Optimizer):
                 grad = sharding.local_gradient(param)
                 if grad is not None:
                     state = self.state[param]
-                    found.append(
+                    here = (sharding.local(param, param), grad, *(sharding.local(state[name], param) for name in names))
+                    found += [
                         Source(
-                            theta=sharding.local(param, param),
-                            grad=grad,
-                            state=tuple(sharding.local(state[name], param) for name in names),
+                            theta=theta,
+                            grad=slope,
+                            state=tuple(statistics),
                             scalars={name: state[name] for name in scalars},
                             group=index,
                             layout=reduction.layouts[sharding.layout(param)],
                         )
-                    )
+                        for theta, slope, *statistics in zip(
+                            *(flat.without_padding(param, tensor) for tensor in here), strict=True
+                        )
+                    ]
         return found
 
     def _allocate(self) -> None:
@@ -478,11 +498,12 @@ class Arturo(Optimizer):
         fixed = self._options.noise == "fixed"
         found = []
         for param, state in held:
-            part = {
-                name: (sharding.local(value, param) if value.dim() else value).reshape(-1)[::stride]
-                for name, value in state.items()
-                if value.dim() or param.dim() == 0
-            }
+            part = {}
+            for name, value in state.items():
+                if value.dim() or param.dim() == 0:
+                    here = sharding.local(value, param) if value.dim() else value
+                    runs = flat.without_padding(param, here) or [here[:0]]
+                    part[name] = torch.cat([run.reshape(-1)[::stride] for run in runs])
             relative = part["hessian"] / self._options.init_hessian if fixed else part["curvature"]
             found.append((relative, self._precision(part, groups[param])))
         return found

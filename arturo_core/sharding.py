@@ -2,8 +2,8 @@
 
 DTensors (FSDP2, tensor and expert parallelism, and their products) say both themselves: along each dimension of their
 mesh they are sharded or replicated, and only ranks along the sharded ones hold different elements. FSDP1's shards say
-neither (:mod:`arturo_core.fsdp1`). Plain tensors are whole, and the same on every rank, unless there is a process
-group.
+neither (:mod:`arturo_core.fsdp1`), nor do flat vectors (:mod:`arturo_core.flat`). Plain tensors are whole, and the same
+on every rank, unless there is a process group.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from arturo_core import fsdp1
+from arturo_core import flat, fsdp1
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -137,7 +137,10 @@ def matrices(param: Any) -> list[tuple[Tensor, Shape]]:
 
     Rows are the first dimension, all others are columns; vectors and scalars are left out.
     """
-    parts = fsdp1.matrices(param) if fsdp1.is_shard(param) else [(param, param.shape)]
+    if flat.is_declared(param):
+        parts = flat.matrices(param)
+    else:
+        parts = fsdp1.matrices(param) if fsdp1.is_shard(param) else [(param, param.shape)]
     return [
         (local(part, param) if part is param else real_view(part.detach()), (shape[0], shape.numel() // shape[0]))
         for part, shape in parts

@@ -83,14 +83,16 @@ class Step:
 
     def count_updates(self) -> None:
         """Let every parameter's own count of updates go on."""
-        if self.sources:
-            counters = [source.scalars["step"] for source in self.sources]
+        # A parameter with padding inside has several sources, and one counter.
+        sources = list({id(source.scalars["step"]): source for source in self.sources}.values())
+        if sources:
+            counters = [source.scalars["step"] for source in sources]
             ok = {
                 (source.group, source.theta.device): self.ok_of[source.group].to(source.scalars["step"])
-                for source in {(source.group, source.theta.device): source for source in self.sources}.values()
+                for source in {(source.group, source.theta.device): source for source in sources}.values()
             }
             torch._foreach_add_(
-                counters, [ok[source.group, here.device] for source, here in zip(self.sources, counters, strict=True)]
+                counters, [ok[source.group, here.device] for source, here in zip(sources, counters, strict=True)]
             )
 
     def reference_lr(self) -> Tensor:

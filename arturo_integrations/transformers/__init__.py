@@ -34,8 +34,8 @@ Limits
       only where this package is installed, because the pickle names it (no import is needed beforehand: the
       unpickling does it). Resuming does not read the file.
     * A parser built before this import does not know ``--optim arturo``.
-    * DeepSpeed ZeRO is refused: it calls the optimizer once per parameter group, which would break the one
-      trust region into several.
+    * Under DeepSpeed ZeRO see ``arturo_integrations.deepspeed``: steps are exact, optimizer offload needs
+      ``"zero_force_ds_cpu_optimizer": false``, and a checkpoint is resumed by as many ranks as saved it.
 """
 
 from arturo_integrations.transformers.callback import ArturoDiagnosticsCallback

@@ -16,12 +16,13 @@ from arturo_core import Arturo
 from arturo_integrations.transformers.callback import ArturoDiagnosticsCallback
 from arturo_integrations.transformers.names import OPTIMIZER_NAME, optimizer_name
 from arturo_integrations.transformers.options import arturo_kwargs
+from arturo_integrations.transformers.zero import ArturoZeroCallback, refuse_replacement
 
 logger = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Registers the optimizer name, its construction and the logging of its diagnostics.
+    """Registers the optimizer name, its construction, the logging of its diagnostics and its hook into ZeRO.
 
     Importing ``arturo_integrations.transformers`` calls this. It can be called any number of times.
     """
@@ -29,8 +30,9 @@ def register() -> None:
     _register_handler()
     _wrap_trainer_lookup()
     default_callbacks: list[Any] = hf_trainer.DEFAULT_CALLBACKS
-    if ArturoDiagnosticsCallback not in default_callbacks:
-        default_callbacks.append(ArturoDiagnosticsCallback)
+    for callback in (ArturoDiagnosticsCallback, ArturoZeroCallback):
+        if callback not in default_callbacks:
+            default_callbacks.append(callback)
 
 
 def arturo_from_arguments(args: Any) -> tuple[type[Arturo], dict[str, Any]]:
@@ -45,9 +47,9 @@ def arturo_from_arguments(args: Any) -> tuple[type[Arturo], dict[str, Any]]:
         ``Arturo`` and its keyword arguments.
 
     Raises:
-        ValueError: ``optim_args`` cannot be read, or the run uses DeepSpeed ZeRO.
+        ValueError: ``optim_args`` cannot be read, or DeepSpeed would train with another optimizer.
     """
-    _refuse_deepspeed_zero(args)
+    refuse_replacement(args)
     kwargs = arturo_kwargs(args.optim_args, args.learning_rate)
     if args.max_grad_norm and args.max_grad_norm > 0:
         _explain_clipping(args.max_grad_norm)
@@ -82,16 +84,6 @@ def _wrap_trainer_lookup() -> None:
 
     get_optimizer_cls_and_kwargs._answers_for_arturo = True  # type: ignore[attr-defined]
     Trainer.get_optimizer_cls_and_kwargs = staticmethod(get_optimizer_cls_and_kwargs)  # type: ignore[method-assign]
-
-
-def _refuse_deepspeed_zero(args: Any) -> None:
-    stage = getattr(getattr(args, "deepspeed_plugin", None), "zero_stage", 0)
-    if stage and int(stage) > 0:
-        raise ValueError(
-            f'optim="arturo" does not work with DeepSpeed ZeRO stage {stage}: ZeRO calls the optimizer once '
-            "per parameter group, so the one trust region over all parameters would silently become several. "
-            "Use distributed data parallel."
-        )
 
 
 @functools.cache
