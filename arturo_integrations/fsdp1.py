@@ -31,7 +31,8 @@ def process_group(model: nn.Module) -> ProcessGroup | None:
     from torch.distributed import get_process_group_ranks
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    groups: list[ProcessGroup] = [module.process_group for module in FullyShardedDataParallel.fsdp_modules(model)]
+    modules = FullyShardedDataParallel.fsdp_modules(model)
+    groups = [module.process_group for module in modules if module.process_group is not None]
     if not groups:
         return None
     ranks = {tuple(get_process_group_ranks(group)) for group in groups}

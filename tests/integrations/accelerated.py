@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -216,6 +217,19 @@ def refused(attempt: Callable[[], Any]) -> str:
     return "not refused"
 
 
+def built_by_trainer() -> bool:
+    """Whether ``optim="arturo"`` is told of FSDP1's ranks: Trainer asks with the wrapped model."""
+    from transformers import Trainer
+
+    import arturo_integrations.transformers  # noqa: F401
+
+    wrapped = start("FSDP1").model
+    asked = SimpleNamespace(optim="arturo", optim_args="", learning_rate=3e-3, max_grad_norm=0)
+    chosen, settings = Trainer.get_optimizer_cls_and_kwargs(asked, wrapped)
+    chosen(groups(wrapped), **settings).step()
+    return chosen is Arturo and settings["process_group"].size() == distributed.get_world_size()
+
+
 def fsdp1_by_itself() -> None:
     start("FSDP1", ours=False).train(range(1))
 
@@ -254,6 +268,7 @@ def everything(world: int, folder: Path) -> dict[Any, Any]:
     if world == 2:
         for name, (attempt, _) in REFUSED.items():
             cases["refuses", name] = lambda attempt=attempt: refused(attempt)
+        cases["built by Trainer", "FSDP1"] = built_by_trainer
     found: dict[Any, Any] = {}
     for name, case in cases.items():
         try:

@@ -96,3 +96,7 @@ def test_refused_with_the_way_out(name, results):
     for found in results[2]:
         assert REFUSED[name][1] in found["refuses", name]
         assert found["refuses", name].startswith("Arturo: ")
+
+
+def test_trainer_is_told_of_the_ranks_of_fsdp1(results):
+    assert of_ranks(results, "FSDP1", "built by Trainer", "FSDP1") == [True, True]

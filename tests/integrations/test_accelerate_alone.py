@@ -74,9 +74,7 @@ def test_frozen_weights_are_left_out():
 
 def test_trained_weights_that_the_optimizer_does_not_hold_are_refused():
     model, _ = make()
-    with pytest.raises(
-        ValueError, match="Arturo: parameters bias of the model are trainable and not in"
-    ):
+    with pytest.raises(ValueError, match="Arturo: parameters bias of the model are trainable and not in"):
         prepare(Accelerator(cpu=True), model, params=lambda module: [module.weight], lr=1e-3)
 
 
