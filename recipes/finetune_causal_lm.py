@@ -57,6 +57,7 @@ def train(options: Options, console: Console) -> None:
 
     set_seed(options.seed)  # the same new weights on every process
     network, tokenizer = model.load(options.model, options.block)
+    parameters = sum(weights.numel() for weights in network.parameters())  # now: FSDP leaves a part
     with accelerator.main_process_first():  # who downloads, if there is something to download
         texts = data.read(options.data, options.text_column, options.data_config)
     blocks = data.blocks(texts, tokenizer, options.block, options.eval_blocks)
@@ -95,7 +96,6 @@ def train(options: Options, console: Console) -> None:
         trained.save_pretrained(options.output / "model", state_dict=state)
         if hasattr(tokenizer, "save_pretrained"):
             tokenizer.save_pretrained(options.output / "model")
-        parameters = sum(weights.numel() for weights in trained.parameters())
         finish(run, blocks.summary(options.data), parameters, earlier, console)
 
 
@@ -130,6 +130,7 @@ class Run:
         last = min(options.steps, options.stop_after or options.steps)
         shown = accelerator.is_main_process
         bar = tqdm(total=options.steps, initial=progress.step, desc=options.optimizer, unit="step", disable=not shown)
+        self.network.train()
         begin, mean = time.perf_counter(), torch.zeros((), device=accelerator.device)
         while progress.step < last:
             with accelerator.accumulate(self.network):

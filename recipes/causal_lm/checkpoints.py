@@ -60,9 +60,7 @@ def find(output: Path, settings: dict[str, Any]) -> Path:
     """
     found = complete(output)
     if not found:
-        raise InputError(
-            f"{output} has no complete checkpoint to --resume from; give --checkpoint-every, or start anew"
-        )
+        raise InputError(f"{output} has no complete checkpoint; start without --resume, and with --checkpoint-every")
     earlier = json.loads((found[-1] / MARK).read_text(encoding="utf-8"))
     wanted = json.loads(json.dumps(plain(settings)))
     differing = [

@@ -37,8 +37,9 @@ def load(name: str, block: int) -> tuple[nn.Module, Any]:
         **SMALL_SHAPE,
         **NO_DROPOUT,
     )
-    config.loss_type = "ForCausalLM"
-    return GPT2LMHeadModel(config), Bytes()
+    model = GPT2LMHeadModel(config)
+    model.loss_type = "ForCausalLM"  # which its name does not tell; it would be the default, with a warning
+    return model, Bytes()
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
