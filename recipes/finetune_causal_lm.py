@@ -176,8 +176,10 @@ class Run:
         losses = []
         with torch.no_grad():
             for tokens in held_out:
-                loss = self.network(input_ids=tokens, labels=tokens).loss
-                losses.append(self.accelerator.gather_for_metrics(loss.repeat(len(tokens))))
+                logits = self.network(input_ids=tokens).logits[:, :-1].float().transpose(1, 2)
+                # Block by block: the last batch is filled up with blocks seen before, and these are dropped here.
+                each = torch.nn.functional.cross_entropy(logits, tokens[:, 1:], reduction="none").mean(dim=1)
+                losses.append(self.accelerator.gather_for_metrics(each))
         self.network.train()
         return float(torch.cat(losses).mean())
 
