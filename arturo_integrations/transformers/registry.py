@@ -13,6 +13,7 @@ import transformers.trainer as hf_trainer
 from transformers import Trainer
 
 from arturo_core import Arturo
+from arturo_integrations import fsdp1
 from arturo_integrations.transformers.callback import ArturoDiagnosticsCallback
 from arturo_integrations.transformers.names import OPTIMIZER_NAME, optimizer_name
 from arturo_integrations.transformers.options import arturo_kwargs
@@ -35,22 +36,27 @@ def register() -> None:
             default_callbacks.append(callback)
 
 
-def arturo_from_arguments(args: Any) -> tuple[type[Arturo], dict[str, Any]]:
+def arturo_from_arguments(args: Any, model: Any = None) -> tuple[type[Arturo], dict[str, Any]]:
     """Answers the Trainer's question for an optimizer class and its keyword arguments.
 
     The parameter groups are not among them: the Trainer builds its own two, with and without weight decay.
 
     Args:
         args: The ``TrainingArguments``.
+        model: The model as it will be trained, if it is known: FSDP1 has wrapped it by now.
 
     Returns:
         ``Arturo`` and its keyword arguments.
 
     Raises:
-        ValueError: ``optim_args`` cannot be read, or DeepSpeed would train with another optimizer.
+        ValueError: ``optim_args`` cannot be read, DeepSpeed would train with another optimizer, or FSDP1 divides the
+            model unevenly.
     """
     refuse_replacement(args)
     kwargs = arturo_kwargs(args.optim_args, args.learning_rate)
+    group = None if model is None else fsdp1.process_group(model)
+    if group is not None:
+        kwargs["process_group"] = group
     if args.max_grad_norm and args.max_grad_norm > 0:
         _explain_clipping(args.max_grad_norm)
     return Arturo, kwargs
@@ -62,7 +68,7 @@ def _register_handler() -> None:
         from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS
     except ImportError:
         return
-    _OPTIMIZER_HANDLERS[OPTIMIZER_NAME] = lambda context: arturo_from_arguments(context.args)
+    _OPTIMIZER_HANDLERS[OPTIMIZER_NAME] = lambda context: arturo_from_arguments(context.args, context.model)
 
 
 def _wrap_trainer_lookup() -> None:
@@ -79,7 +85,7 @@ def _wrap_trainer_lookup() -> None:
     @functools.wraps(original)
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
         if args.optim == OPTIMIZER_NAME:
-            return arturo_from_arguments(args)
+            return arturo_from_arguments(args, model)
         return original(args, model)
 
     get_optimizer_cls_and_kwargs._answers_for_arturo = True  # type: ignore[attr-defined]
