@@ -332,23 +332,18 @@ class Arturo(Optimizer):
         found = []
         for index in moving:
             for param in self.param_groups[index]["params"]:
-                grad = sharding.local_gradient(param)
-                if grad is not None:
-                    state = self.state[param]
-                    here = (sharding.local(param, param), grad, *(sharding.local(state[name], param) for name in names))
-                    found += [
-                        Source(
-                            theta=theta,
-                            grad=slope,
-                            state=tuple(statistics),
-                            scalars={name: state[name] for name in scalars},
-                            group=index,
-                            layout=reduction.layouts[sharding.layout(param)],
-                        )
-                        for theta, slope, *statistics in zip(
-                            *(flat.without_padding(param, tensor) for tensor in here), strict=True
-                        )
-                    ]
+                state = self.state.get(param) or {}
+                found += [
+                    Source(
+                        theta=theta,
+                        grad=grad,
+                        state=tuple(statistics),
+                        scalars={name: state[name] for name in scalars},
+                        group=index,
+                        layout=reduction.number[id(param)],
+                    )
+                    for theta, grad, *statistics in sharding.parts(param, [state[name] for name in names if state])
+                ]
         return found
 
     def _allocate(self) -> None:
@@ -370,13 +365,13 @@ class Arturo(Optimizer):
         """
         sized = self._options.noise == "adaptive" and self._options.trust_region == "rms"
         rows = []
-        for layout, number in reduction.layouts.items():
+        for number in range(len(reduction.layouts)):
             sums = [
                 weight_scale.sums(
                     [
                         param
                         for param in self.param_groups[index]["params"]
-                        if self.state.get(param) and sharding.layout(param) == layout
+                        if self.state.get(param) and reduction.number[id(param)] == number
                     ],
                     home,
                 )

@@ -34,19 +34,20 @@ class Reduction:
 
     Attributes:
         layouts: of the parameters, in the order in which the parameters show them.
+        number: of a parameter's layout, by the parameter's id.
         groups: the process group over which whatever no mesh covers is split; of a mesh one for each dimension.
     """
 
     layouts: Mapping[Layout, int]
+    number: Mapping[int, int]
     groups: Sequence[ProcessGroup]
 
     @classmethod
     def over(cls, params: Iterable[Tensor], groups: Sequence[ProcessGroup]) -> Reduction:
         """For these parameters, whether or not they take part in a step."""
         found: dict[Layout, int] = {}
-        for param in params:
-            found.setdefault(layout(param), len(found))
-        return cls(found or {Elsewhere.NOT_SAID: 0}, groups)
+        number = {id(param): found.setdefault(layout(param), len(found)) for param in params}
+        return cls(found or {Elsewhere.NOT_SAID: 0}, number, groups)
 
     @property
     def distributed(self) -> bool:

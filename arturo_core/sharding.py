@@ -8,6 +8,7 @@ on every rank, unless there is a process group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,14 +41,24 @@ class Elsewhere(Enum):
 
 Layout = Mesh | Elsewhere
 
+#: What is no DTensor for sure.
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def real_view(tensor: Tensor) -> Tensor:
     """The tensor itself, or a complex tensor as pairs of real numbers (shape ``(..., 2)``, same memory)."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def is_plain(param: Any) -> bool:
+    """Whether a parameter is a tensor like any other on one process: the common case, to be told quickly."""
+    return type(param) in _PLAIN and not fsdp1.is_shard(param) and not flat.is_declared(param)
+
+
 def layout(param: Any) -> Layout:
     """Which ranks hold other elements of a parameter."""
+    if is_plain(param):
+        return Elsewhere.NOT_SAID
     if is_dtensor(param):
         mesh = param.device_mesh
         dims = [dim for dim, placement in enumerate(param.placements) if not placement.is_replicate()]
@@ -68,7 +79,7 @@ def process_groups(given: Any) -> list[ProcessGroup]:
 
 def is_dtensor(tensor: Any) -> bool:
     """Whether a tensor is a DTensor; asked without importing what a single process does not need."""
-    return hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
+    return type(tensor) not in _PLAIN and hasattr(tensor, "device_mesh") and hasattr(tensor, "placements")
 
 
 def shard(tensor: Any) -> Tensor:
@@ -106,7 +117,25 @@ def local(tensor: Any, param: Any) -> Tensor:
     return real_view(fsdp1.without_padding(param, shard(tensor)))
 
 
-def local_gradient(param: Any) -> Tensor | None:
+def parts(param: Any, statistics: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """What a step works on of a parameter: weights, gradient and statistics on this rank, real, sharing their memory.
+
+    Empty where the parameter has no gradient; several tuples where padding lies between what is in a flat vector.
+
+    Args:
+        param: with its gradient.
+        statistics: tensors laid out like the parameter.
+    """
+    if param.grad is not None and type(param.grad) in _PLAIN and is_plain(param):
+        return [(real_view(param.detach()), real_view(param.grad.detach()), *statistics)]
+    grad = _local_gradient(param)
+    if grad is None:
+        return []
+    here = (local(param, param), grad, *(local(tensor, param) for tensor in statistics))
+    return list(zip(*(flat.without_padding(param, tensor) for tensor in here), strict=True))
+
+
+def _local_gradient(param: Any) -> Tensor | None:
     """The gradient of the elements on this rank, real, or None.
 
     A gradient that is still a sum over ranks (``Partial``, as of norms under sequence parallelism) is summed here: one
@@ -137,6 +166,8 @@ def matrices(param: Any) -> list[tuple[Tensor, Shape]]:
 
     Rows are the first dimension, all others are columns; vectors and scalars are left out.
     """
+    if is_plain(param) and param.dim() < 2:
+        return []
     if flat.is_declared(param):
         parts = flat.matrices(param)
     else:

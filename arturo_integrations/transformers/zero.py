@@ -8,7 +8,7 @@ from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper  # its package 
 from transformers import TrainerCallback
 
 from arturo_integrations.deepspeed import attach
-from arturo_integrations.transformers.callback import find_arturo
+from arturo_integrations.metrics import find_arturo
 
 
 class ArturoZeroCallback(TrainerCallback):
