@@ -500,7 +500,8 @@ class Arturo(Optimizer):
                     runs = flat.without_padding(param, here) or [here[:0]]
                     part[name] = torch.cat([run.reshape(-1)[::stride] for run in runs])
             relative = part["hessian"] / self._options.init_hessian if fixed else part["curvature"]
-            found.append((relative, self._precision(part, groups[param])))
+            if relative.numel():
+                found.append((relative, self._precision(part, groups[param])))
         return found
 
     @torch.no_grad()
