@@ -14,8 +14,8 @@ FSDP1                          an optimizer built after the model has been wrapp
 DeepSpeed, Megatron-LM         refused: they call the optimizer once per parameter group, or build their own
 ============================== =====================================================================================
 
-Checkpoints are Accelerate's own ``save_state`` and ``load_state``. Save where gradients have just been synchronised (a
-multiple of ``gradient_accumulation_steps``): under FSDP2 the state of an optimizer cannot be read in between.
+Checkpoints are Accelerate's own ``save_state`` and ``load_state``. Save after a step, where
+``accelerator.sync_gradients``: what has been accumulated since the last one is in no checkpoint.
 
 Schedulers: build them on the optimizer that :func:`prepare` returns. One that goes through ``accelerator.prepare`` as
 well is stepped ``num_processes`` times per step unless the Accelerator splits batches; one that does not has to be
@@ -100,8 +100,7 @@ def _fsdp1(accelerator: Accelerator, model: nn.Module, others: tuple[Any, ...], 
     arturo = build(wrapped, process_group=fsdp1.process_group(wrapped))
     prepared = accelerator.prepare(arturo, *others)
     optimizer, *rest = prepared if others else (prepared,)
-    # A sharded checkpoint is read into the state that there is: into none without this, and without a word.
-    fsdp1.allocate(arturo)
+    fsdp1.allocate(arturo)  # after Accelerate has copied the state that there was
     return (wrapped, optimizer, *rest)
 
 

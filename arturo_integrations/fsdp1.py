@@ -6,9 +6,10 @@ FSDP1's parameters do not say so themselves, so :class:`arturo_core.Arturo` has 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.optim.optimizer import ParamsT
 
 from arturo_core import Arturo
 
@@ -45,7 +46,11 @@ def process_group(model: nn.Module) -> ProcessGroup | None:
 
 
 def allocate(optimizer: Arturo) -> None:
-    """Give every parameter its state, as before the first gradient; nothing else changes."""
+    """Give every parameter its state, as before the first gradient; nothing else changes.
+
+    Accelerate reads a sharded checkpoint of FSDP1 into the state that there is: into none, without a word, if no step
+    has been taken yet.
+    """
     rates = [group["lr"] for group in optimizer.param_groups]
     try:
         for group in optimizer.param_groups:
@@ -54,3 +59,11 @@ def allocate(optimizer: Arturo) -> None:
     finally:
         for group, lr in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = lr
+
+
+class AllocatedArturo(Arturo):
+    """An ``Arturo`` whose state exists from the beginning, for frameworks that build and load in one go."""
+
+    def __init__(self, params: ParamsT, **options: Any) -> None:
+        super().__init__(params, **options)
+        allocate(self)

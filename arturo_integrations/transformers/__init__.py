@@ -29,6 +29,11 @@ Diagnostics
     ``optimizer.diagnostics()`` reports: in ``trainer.state.log_history``, on the console and in every
     reporter (TensorBoard, Weights & Biases ...). Runs with another optimizer are left alone.
 
+Several processes
+    DDP, FSDP1 and FSDP2 (through ``fsdp_config`` or ``DistributedConfig(fsdp_size=...)``) need nothing else. For models
+    that ``DistributedConfig`` shards, the Trainer itself refuses to save any optimizer: ``save_strategy="no"`` or
+    ``save_only_model=True``.
+
 Limits
     * Every Trainer checkpoint has a ``training_args.bin``. One written with ``optim="arturo"`` can be read
       only where this package is installed, because the pickle names it (no import is needed beforehand: the

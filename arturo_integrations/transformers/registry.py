@@ -46,7 +46,7 @@ def arturo_from_arguments(args: Any, model: Any = None) -> tuple[type[Arturo], d
         model: The model as it will be trained, if it is known: FSDP1 has wrapped it by now.
 
     Returns:
-        ``Arturo`` and its keyword arguments.
+        ``Arturo`` and its keyword arguments; under FSDP1 the ranks that hold the shards are among them.
 
     Raises:
         ValueError: ``optim_args`` cannot be read, DeepSpeed would train with another optimizer, or FSDP1 divides the
@@ -55,11 +55,11 @@ def arturo_from_arguments(args: Any, model: Any = None) -> tuple[type[Arturo], d
     refuse_replacement(args)
     kwargs = arturo_kwargs(args.optim_args, args.learning_rate)
     group = None if model is None else fsdp1.process_group(model)
-    if group is not None:
-        kwargs["process_group"] = group
     if args.max_grad_norm and args.max_grad_norm > 0:
         _explain_clipping(args.max_grad_norm)
-    return Arturo, kwargs
+    if group is None:
+        return Arturo, kwargs
+    return fsdp1.AllocatedArturo, {**kwargs, "process_group": group}
 
 
 def _register_handler() -> None:

@@ -84,6 +84,10 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         axes.set_xlabel("optimizer step")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        if key == "arturo/eta" and all(value > 0 for run in runs for value in points(run, key)[1]):
+            axes.set_yscale("log")  # from a few units to millions, as the learning rate falls
+        if key == "arturo/kl_ratio":
+            axes.set_ylim(0, 1.2)
     grid.flat[0].legend(frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -226,8 +226,12 @@ def built_by_trainer() -> bool:
     wrapped = start("FSDP1").model
     asked = SimpleNamespace(optim="arturo", optim_args="", learning_rate=3e-3, max_grad_norm=0)
     chosen, settings = Trainer.get_optimizer_cls_and_kwargs(asked, wrapped)
-    chosen(groups(wrapped), **settings).step()
-    return chosen is Arturo and settings["process_group"].size() == distributed.get_world_size()
+    optimizer = chosen(groups(wrapped), **settings)
+    assert isinstance(optimizer, Arturo)
+    assert {param for group in optimizer.param_groups for param in group["params"]} == set(optimizer.state)
+    assert {group["lr"] for group in optimizer.param_groups} == {3e-3}
+    optimizer.step()
+    return settings["process_group"].size() == distributed.get_world_size()
 
 
 def fsdp1_by_itself() -> None:
