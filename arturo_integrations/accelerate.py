@@ -11,7 +11,8 @@
 one process, DDP, TP           ``accelerator.prepare(model, Arturo(model.parameters()))`` does too
 FSDP2, HSDP                    the same, with model and optimizer in one call, as for every optimizer
 FSDP1                          an optimizer built after the model has been wrapped, and told of the process group
-DeepSpeed, Megatron-LM         refused: they call the optimizer once per parameter group, or build their own
+DeepSpeed ZeRO                 :func:`arturo_integrations.deepspeed.attach` after ``accelerator.prepare``
+Megatron-LM                    refused: it builds an optimizer of its own
 ============================== =====================================================================================
 
 Checkpoints are Accelerate's own ``save_state`` and ``load_state``. Save after a step, where
@@ -34,6 +35,7 @@ from torch.optim.optimizer import ParamsT
 
 from arturo_core import Arturo
 from arturo_integrations import fsdp1
+from arturo_integrations.deepspeed import attach
 from arturo_integrations.metrics import arturo_metrics, find_arturo
 
 __all__ = ["arturo_metrics", "find_arturo", "prepare"]
@@ -67,9 +69,9 @@ def prepare(
         The model, the optimizer and the others, prepared, in this order.
 
     Raises:
-        NotImplementedError: the Accelerator is configured for DeepSpeed or Megatron-LM.
+        NotImplementedError: the Accelerator is configured for Megatron-LM.
         ValueError: a trainable parameter of the model is not in the optimizer, or FSDP leaves one unsharded; and what
-            ``Arturo`` and ``accelerator.prepare`` raise.
+            ``Arturo``, ``accelerator.prepare`` and, under DeepSpeed, ``attach`` raise.
     """
 
     def build(module: nn.Module, **found: Any) -> Arturo:
@@ -80,7 +82,8 @@ def prepare(
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         preparation = _fsdp1
     prepared = preparation(accelerator, model, others, build)
-    _check_complete(prepared[0], prepared[1], sharded=accelerator.distributed_type == DistributedType.FSDP)
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:  # whose optimizers hold partitions instead
+        _check_complete(prepared[0], prepared[1], sharded=accelerator.distributed_type == DistributedType.FSDP)
     return prepared
 
 
@@ -105,11 +108,10 @@ def _fsdp1(accelerator: Accelerator, model: nn.Module, others: tuple[Any, ...], 
 
 
 def _deepspeed(accelerator: Accelerator, model: nn.Module, others: tuple[Any, ...], build: Build) -> tuple[Any, ...]:
-    raise NotImplementedError(
-        "Arturo: DeepSpeed is not supported by arturo_integrations.accelerate: ZeRO calls the optimizer once per "
-        "parameter group, and the one trust region over all parameters would become several. Use FSDP2: accelerate "
-        "launch --use_fsdp --fsdp_version 2."
-    )
+    """ZeRO steps its partitions one after another; attached, they are one step."""
+    prepared = tuple(accelerator.prepare(model, build(model), *others))
+    attach(prepared[1])
+    return prepared
 
 
 def _megatron(accelerator: Accelerator, model: nn.Module, others: tuple[Any, ...], build: Build) -> tuple[Any, ...]:
