@@ -33,7 +33,7 @@ A weight that takes no part in a loss has a gradient of zero under ZeRO, not non
 that are not finite itself, and Arturo does not count them. Between the steps of stage 3 ``diagnostics()`` lacks the
 quantiles, because no group has parameters then.
 
-Written for DeepSpeed 0.19; what it reads there is private, and a version that lacks it is refused.
+Written for DeepSpeed 0.19.8; what it reads there is private, and a version that lacks it is refused.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def attach(engine: Any) -> Arturo:
         ranks = wrapper.dp_process_group
     except AttributeError as error:
         raise RuntimeError(
-            f"Arturo: this version of DeepSpeed keeps its partitions in another way than 0.19 ({error}). Install "
-            "deepspeed>=0.19,<0.20."
+            f"Arturo: this version of DeepSpeed keeps its partitions in another way than 0.19.8 ({error}). Install "
+            "deepspeed>=0.19.8,<0.20."
         ) from error
     _check_ranks(optimizer, ranks, parts)
     for part in parts:
@@ -124,7 +124,7 @@ class _StepOfAll:
         if number != len(self.gradients):
             raise RuntimeError(
                 f"Arturo: DeepSpeed steps part {number} of its partitions after part {len(self.gradients) - 1}; they "
-                f"have to come in order, for one step of all {len(self.parts)}. Install deepspeed>=0.19,<0.20."
+                f"have to come in order, for one step of all {len(self.parts)}. Install deepspeed>=0.19.8,<0.20."
             )
         self.gradients.append(self.parts[number].vector.grad)
         if len(self.gradients) < len(self.parts):

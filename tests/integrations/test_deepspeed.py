@@ -90,7 +90,7 @@ REFUSED = {
     "model parallel": "model, pipeline or expert parallelism",
     "another process group": "Leave it out: attach() sets it",
     "out of order": "after part -1",
-    "older version": "Install deepspeed>=0.19,<0.20",
+    "older version": "Install deepspeed>=0.19.8,<0.20",
     "the same process group": "not refused",
     "attached twice": "not refused",
 }
