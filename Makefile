@@ -23,8 +23,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt recipes/requirements-data.txt
 demo: $(VENV)/.installed  ## fine-tune a pretrained transformer with arTuRO beside AdamW: table, plot, metrics
 	$(BIN)/python -m recipes.finetune_text --output $(OUT)
 
+# By file: processes that a file's tests share are started once.
 test: $(VENV)/.installed  ## the whole suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -32,6 +32,43 @@ LAYOUTS = {
     "stages × FSDP2": ("stages of FSDP2", "`process_group` of the stages"),
 }
 
+#: Tests of frameworks, which train and save in their own ways: layout, what a user adds, and tests of the step, of resuming
+#: on as many ranks and of reading on others.
+INTEGRATIONS = ROOT / "tests" / "integrations"
+ACCELERATE, TRAINER, DEEPSPEED = "test_accelerate.py", "test_transformers_distributed.py", "test_deepspeed.py"
+OF_ACCELERATE = (
+    f"{ACCELERATE}::test_training_is_that_of_one_process",
+    f"{ACCELERATE}::test_a_checkpoint_goes_on_bit_for_bit",
+)
+FRAMEWORKS = {
+    "Accelerate: DDP, FSDP1": ("`prepare` of ours for FSDP1", *OF_ACCELERATE, None),
+    "Accelerate: FSDP2, HSDP": (
+        "nothing",
+        *OF_ACCELERATE,
+        f"{ACCELERATE}::test_a_checkpoint_goes_on_with_another_number_of_ranks",
+    ),
+    "Accelerate: TP": ("nothing", OF_ACCELERATE[0], None, None),
+    "Trainer: DDP": (
+        "nothing",
+        f"{TRAINER}::test_training_is_that_of_one_process",
+        f"{TRAINER}::test_a_resumed_ddp_run_continues_bit_for_bit",
+        None,
+    ),
+    "Trainer: FSDP2 by `DistributedConfig`": (
+        "nothing",
+        f"{TRAINER}::test_training_is_that_of_one_process",
+        None,
+        None,
+    ),
+    "DeepSpeed ZeRO 1, 2, 3": (
+        "`attach`",
+        f"{DEEPSPEED}::test_deepspeed",
+        f"{DEEPSPEED}::test_deepspeed_resumes_to_the_bit",
+        None,
+    ),
+    "the same, without DeepSpeed installed": ("", f"{DEEPSPEED}::test_stand_in", None, None),
+}
+
 STEP = "test_steps.py::test_step_is_that_of_one_process"
 RESUME = "test_checkpoints.py::test_resumes_as_if_never_interrupted"
 FSDP1 = "test_fsdp1_checkpoints.py::test_fsdp1_resumes_as_if_never_interrupted"
@@ -72,7 +109,12 @@ def table() -> str:
         lines.append(f"| {layout} | {added} | {ranks(ids(prefix))} | {' | '.join(resumed(prefix))} |")
     notes = {"a": STEP, RESUME_NOTE: RESUME, FSDP1_NOTE: FSDP1, ZERO_NOTE: ZERO}
     tests = "; ".join(f"({key}) `{name}`" for key, name in notes.items())
-    lines += ["", f"Tests, in `tests/distributed`: {tests}."]
+    lines += ["", f"Tests, in `tests/distributed`: {tests}.", ""]
+    lines += ["| framework | you add | step | resumed on as many ranks | read on others |", "|---|---|---|---|---|"]
+    for layout, (added, *cells) in FRAMEWORKS.items():
+        names = " | ".join("–" if cell is None else f"`{cell.split('::')[1]}`" for cell in cells)
+        lines.append(f"| {layout} | {added} | {names} |")
+    lines += ["", f"Tests, in `tests/integrations`: `{ACCELERATE}`, `{TRAINER}`, `{DEEPSPEED}`."]
     return "\n".join(lines) + "\n"
 
 

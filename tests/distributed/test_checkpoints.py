@@ -21,8 +21,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-pytestmark = pytest.mark.xdist_group("distributed")
-
 #: One mode for each kind of state.
 KINDS = ("rms", "fixed")
 #: Steps before the checkpoint (one of them skipped), and after it.

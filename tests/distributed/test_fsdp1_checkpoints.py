@@ -22,8 +22,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-pytestmark = pytest.mark.xdist_group("distributed")
-
 #: The first writes; all of them read.
 RANKS, ZERO_RANKS = (2, 3), (2, 4)
 KINDS = ("rms", "fixed")

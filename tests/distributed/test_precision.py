@@ -16,8 +16,6 @@ from torch.distributed.fsdp import fully_shard
 
 from arturo_core import Arturo
 
-pytestmark = pytest.mark.xdist_group("distributed")
-
 #: Sums of a quarter of a million float32 elements, cut in as many ways as there are ranks.
 WIDTHS = (300, 500, 211)
 RANKS = (2, 3, 4)

@@ -19,8 +19,6 @@ from torch.distributed.tensor import DTensor, Partial
 
 from arturo_core import Arturo
 
-pytestmark = pytest.mark.xdist_group("distributed")
-
 
 def fsdp1_without_a_group() -> None:
     Arturo(FullyShardedDataParallel(network(), device_id=torch.device("cpu")).parameters())

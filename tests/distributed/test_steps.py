@@ -12,9 +12,6 @@ from layouts import MATRIX, WORLDS, of_world
 from problem import MODES, STEPS, single, train
 from ranks import run
 
-#: The processes of all worlds are started once, by one worker.
-pytestmark = pytest.mark.xdist_group("distributed")
-
 
 def every_layout(world: int, dtype: torch.dtype) -> dict[tuple[str, str], Any]:
     """On one rank: every layout of this number of ranks in every mode."""

@@ -19,6 +19,10 @@ def test_every_layout_is_in_the_table() -> None:
 
 
 def test_every_test_named_exists() -> None:
+    for _, *cells in support.FRAMEWORKS.values():
+        for name in filter(None, cells):
+            file, test = name.split("::")
+            assert f"def {test}(" in (support.INTEGRATIONS / file).read_text(encoding="utf-8"), name
     for name in (support.STEP, support.RESUME, support.FSDP1, support.ZERO):
         file, test = name.split("::")
         assert callable(getattr(importlib.import_module(file.removesuffix(".py")), test))

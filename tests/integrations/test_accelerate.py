@@ -13,9 +13,6 @@ import torch
 from accelerated import KINDS, LAYOUTS, REFUSED, RESHARDED, STEPS, everything, single
 from ranks import run
 
-#: The processes of all worlds are started once, by one worker.
-pytestmark = pytest.mark.xdist_group("distributed")
-
 CHECKPOINTS = [(name, kind) for name, kinds in KINDS.items() for kind in kinds]
 
 

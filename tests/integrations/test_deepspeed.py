@@ -18,9 +18,6 @@ from zero_problem import MODES, STEPS, single, train
 
 from ranks import run  # isort: skip  (zero_problem has made it known)
 
-#: The processes of a world are started once, by one worker.
-pytestmark = pytest.mark.xdist_group("distributed")
-
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed; its stand-in is tested"
 )

@@ -17,9 +17,6 @@ import torch
 from tiny_trainer import assert_identical, tiny_model
 from trainer_ranks import STEPS, result, train
 
-#: Processes are started once, by one worker.
-pytestmark = pytest.mark.xdist_group("distributed")
-
 HERE = Path(__file__).parent
 RUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 

@@ -20,9 +20,6 @@ from recipes.causal_lm.model import Bytes
 from recipes.causal_lm.options import parse
 from recipes.text.errors import InputError
 
-#: The processes of launched runs are this worker's alone.
-pytestmark = pytest.mark.xdist_group("distributed")
-
 ROOT = Path(__file__).parents[2]
 RUN = ["--steps", "8", "--checkpoint-every", "3", "--keep", "9", "--eval-every", "4", "--batch-size", "8"]
 RUN += ["--accumulate", "2", "--block", "32", "--eval-blocks", "15"]

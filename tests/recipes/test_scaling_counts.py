@@ -17,9 +17,6 @@ from recipes.benchmarks.scaling.measure import measure
 from recipes.benchmarks.scaling.model import DEFAULT_STEP, PAPER_STEP, Assumptions
 from recipes.benchmarks.scaling.traffic import bytes_per_parameter
 
-#: The processes are started once, by one worker.
-pytestmark = pytest.mark.xdist_group("distributed")
-
 LAYOUTS_OF_2 = ("DDP", "FSDP2", "TP", "FSDP1")
 LAYOUTS_OF_4 = ("HSDP 2x2", "FSDP2 x TP 2x2")
 OURS = ("arturo", "arturo paper")
