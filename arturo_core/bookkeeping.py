@@ -17,6 +17,7 @@ to have a group forget the learning rates that it had.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,19 @@ from arturo_core.stepping import GroupRates
 def first(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The group whose shared entries count: the first that has parameters."""
     return next((group for group in groups if group["params"]), groups[0])
+
+
+def warn_of_missing(saved: Sequence[dict[str, Any]], defaults: Mapping[str, Any]) -> None:
+    """Name the entries that groups about to be loaded lack, if there are any."""
+    expected = {*defaults, "peak_lr", "calls", "skipped", "level", "length"}
+    # Distributed checkpointing loses all entries of an empty first group; there nothing depends on them.
+    lacking = sorted({key for group in saved if group["params"] for key in expected - group.keys()})
+    if lacking:
+        warnings.warn(
+            f"Arturo: the parameter groups of the checkpoint lack {', '.join(lacking)}; it may be of an older version. "
+            "What they counted starts anew, or is inferred from the learning rate.",
+            stacklevel=6,
+        )
 
 
 def complete(group: dict[str, Any], first: dict[str, Any]) -> None:

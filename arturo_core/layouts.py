@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from arturo_core import flat, fsdp1
+from arturo_core.sharding import Mesh, is_dtensor, layout, process_groups
 
 
 def check_parameter(param: Tensor, which: str) -> None:
@@ -19,25 +24,85 @@ def check_parameter(param: Tensor, which: str) -> None:
         raise TypeError(f"Arturo: parameter {which} has layout {param.layout}; only dense parameters are supported.")
 
 
-def check_layout(param: Tensor, process_group: Any) -> None:
-    """Raise where a parameter is a shard whose sums this optimizer would take over the local part alone.
+def check_layout(param: Any, process_group: Any) -> None:
+    """Raise where a parameter is a shard whose sums this optimizer could not take over all ranks.
 
     One multiplier couples all parameters: summed over a shard only, every rank would take a different step.
 
     Raises:
-        NotImplementedError: DTensor parameters (FSDP2, tensor parallelism).
-        ValueError: flat shards (FSDP1) without ``process_group``.
+        ValueError: DTensor parameters that are sums over ranks, or whose mesh shares ranks with ``process_group``; flat
+            shards (FSDP1) without ``process_group``.
     """
-    if hasattr(param, "device_mesh") and hasattr(param, "placements"):
-        raise NotImplementedError(
-            "Arturo: DTensor parameters (FSDP2, tensor parallelism) are not supported yet: the trust region needs sums "
-            "over all shards. Use DDP, where parameters are replicated."
+    if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
+        raise ValueError(
+            f"Arturo: a parameter is a DTensor with placements {param.placements}: ranks hold summands of its elements "
+            "instead of the elements. Redistribute it to Shard or Replicate placements first."
         )
-    if getattr(param, "_fsdp_flattened", False) and process_group is None:
+    if is_dtensor(param) and process_group is not None:
+        from torch.distributed import get_process_group_ranks
+
+        mesh = layout(param)
+        assert isinstance(mesh, Mesh)
+        held = {rank for dim in mesh.dims for rank in get_process_group_ranks(mesh.mesh.get_group(dim))}
+        split = {rank for group in process_groups(process_group) for rank in get_process_group_ranks(group)}
+        if len(held & split) > 1:
+            raise ValueError(
+                f"Arturo: process_group holds ranks {sorted(split)}, and a DTensor parameter is sharded over ranks "
+                f"{sorted(held)} of them: elements would be counted twice. DTensors say themselves which ranks hold "
+                "what: leave process_group out, or give the group of the pipeline's stages alone."
+            )
+    if fsdp1.is_shard(param) and process_group is None and not fsdp1.is_whole(param):
         raise ValueError(
             "Arturo: the parameters are FSDP1 shards, and the trust region needs sums over all of them. Pass "
             "process_group=FSDP.fsdp_modules(model)[0].process_group."
         )
+
+
+def check_caller(process_group: Any) -> None:
+    """Raise where ``ZeroRedundancyOptimizer`` builds an optimizer of its rank's share that sees no other rank.
+
+    Its parameters are plain tensors, so nothing but the caller tells them from replicated ones.
+
+    Raises:
+        ValueError: without ``process_group``.
+    """
+    frame = sys._getframe(1)
+    while process_group is None and frame is not None:
+        if frame.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
+            raise ValueError(
+                "Arturo: ZeroRedundancyOptimizer gives every rank a part of the parameters, and the trust region needs "
+                "sums over all of them. Pass optimizer_class=functools.partial(Arturo, "
+                "process_group=torch.distributed.group.WORLD) (or the group that the parameters are split over)."
+            )
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def check_step(groups: Iterable[dict[str, Any]]) -> None:
+    """Raise where DeepSpeed takes a step of parameters of its own making, and nobody has said what they are made of.
+
+    It exchanges an optimizer's parameters for flat partitions, and steps them group by group.
+
+    Raises:
+        RuntimeError: a parameter is not declared in :mod:`arturo_core.flat`.
+    """
+    if "deepspeed" not in sys.modules or all(flat.is_declared(param) for group in groups for param in group["params"]):
+        return
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        # The engine's own step is that of an optimizer whose parameters it has left alone.
+        if module.startswith("deepspeed.runtime.") and module not in _LEAVES_PARAMETERS_ALONE:
+            raise RuntimeError(
+                f"Arturo: a step was asked for by {module}, which trains parts of the parameters, one parameter group "
+                "at a time; the trust region needs them all. With ZeRO stage 1, 2 or 3 call "
+                "arturo_integrations.deepspeed.attach(engine) after deepspeed.initialize() or Accelerator.prepare(). "
+                "Without ZeRO, DeepSpeed is supported in float32 alone, without pipeline stages: use ZeRO stage 1 for "
+                "bf16 and fp16."
+            )
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+_LEAVES_PARAMETERS_ALONE = ("deepspeed.runtime.engine", "deepspeed.runtime.lr_schedules", "deepspeed.runtime.utils")
 
 
 def check_gradient(grad: Tensor) -> None:

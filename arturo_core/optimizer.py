@@ -12,27 +12,29 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from arturo_core import bookkeeping, gaussian, learning_rate, reductions, stepping, weight_scale
+from arturo_core import bookkeeping, flat, gaussian, learning_rate, reductions, sharding, stepping, weight_scale
 from arturo_core import diagnostics as reporting
 from arturo_core.curvature import CompactBelief, compact_hessian
 from arturo_core.kernels import compiled, eager
 from arturo_core.kernels.chunks import Chunk, Source, chunks
-from arturo_core.layouts import check_gradient, check_layout, check_parameter
+from arturo_core.layouts import check_caller, check_gradient, check_layout, check_parameter, check_step
 from arturo_core.options import (
     PAPER,
     PAPER_KL_BOUND,
     check_group,
     make_options,
 )
-from arturo_core.state import allocate, check_saved, real_view, restore, table
-from arturo_core.stepping import GroupRates, Step
-from arturo_core.trust_region import wide_dtype
+from arturo_core.reductions import Reduction
+from arturo_core.state import allocate, check_saved, restore, table
+from arturo_core.stepping import Step
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 else:
     # Command lines built from annotations resolve them; not every build of torch has torch.distributed.
     ProcessGroup = getattr(torch.distributed, "ProcessGroup", object)
+    DeviceMesh = getattr(torch.distributed, "DeviceMesh", object)
 
 #: Elements of a chunk: eager temporaries stay in the cache of two cores; compiled loops want fewer, longer calls;
 #: an accelerator takes whole tensors.
@@ -86,12 +88,16 @@ class Arturo(Optimizer):
         state_dtype: dtype of the state under narrower parameters: ``torch.float32`` or ``torch.float64``.
         maximize: ascend instead of descend.
         compile: run the passes through ``torch.compile`` (fewer passes over memory; the first step compiles).
-        process_group: ranks over which the parameters are split, for layouts whose parameters do not say so
-            themselves; sums are then taken over the group. Leave it None for replicated (DDP) parameters.
+        process_group: ranks over which the parameters are split (a group, or a mesh), for layouts whose parameters do
+            not say so themselves (FSDP1, ``ZeroRedundancyOptimizer``, pipeline stages); sums are then taken over them.
+            Every one of these ranks must have as many parameter groups, and the same options and learning rates. Leave
+            it None for replicated (DDP) parameters and for DTensors (FSDP2, tensor parallelism), which say themselves
+            which ranks hold what.
 
     Raises:
         ValueError, TypeError: an option is out of range or has no meaning in the chosen mode, a parameter is not a
-            floating-point leaf, appears twice, or there is none; the message names what is allowed.
+            floating-point leaf, appears twice, or there is none; parameters are split in a way that the sums could not
+            follow. The message names what is allowed.
 
     State per parameter is the table in :mod:`arturo_core.state`.
     """
@@ -117,8 +123,9 @@ class Arturo(Optimizer):
         state_dtype: torch.dtype = torch.float32,
         maximize: bool = False,
         compile: bool = False,
-        process_group: ProcessGroup | None = None,
+        process_group: ProcessGroup | DeviceMesh | None = None,
     ) -> None:
+        check_caller(process_group)
         self._options = make_options(
             trust_region=trust_region,
             noise=noise,
@@ -136,9 +143,10 @@ class Arturo(Optimizer):
             process_noise=process_noise,
         )
         self._process_group = process_group
+        self._agreed = False
         self._report: reporting.Report | None = None
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
-        check_group(defaults, trust_region)
+        check_group(defaults, self._options)
         super().__init__(params, defaults)
 
     @classmethod
@@ -207,7 +215,7 @@ class Arturo(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            check_group(group, self._options.trust_region)
+            check_group(group, self._options)
             for index, param in enumerate(group["params"]):
                 names = group.get("param_names")
                 check_parameter(param, names[index] if names else f"number {index} of the group")
@@ -221,6 +229,21 @@ class Arturo(Optimizer):
             self.param_groups.pop()
             raise
         bookkeeping.complete(group, bookkeeping.first(self.param_groups))
+
+    def split_over(self, process_group: ProcessGroup | DeviceMesh | None) -> None:
+        """Take sums over the ranks of a group from the next step on.
+
+        For frameworks that split the parameters of an optimizer after it was built; otherwise give ``process_group`` to
+        the constructor.
+
+        Raises:
+            ValueError: the sums could not follow the parameters' layout. Nothing has changed then.
+        """
+        for group in self.param_groups:
+            for param in group["params"]:
+                check_layout(param, process_group)
+        self._process_group = process_group
+        self._agreed = False
 
     # -- the step ----------------------------------------------------------------------------------------------
 
@@ -249,33 +272,43 @@ class Arturo(Optimizer):
             ValueError, TypeError: an lr or weight decay was set that is negative, not finite or no number, or groups
                 differ in lr with ``trust_region="kl"``. Nothing has changed then but what the closure did.
         """
+        check_step(self.param_groups)
         loss: float | None = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             if learning_rate.known(group["lr"]):
-                check_group(group, self._options.trust_region)
-        sources = self._gather()
-        moving = {index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])}
-        sources = [source for source in sources if source.group in moving]
-        if not moving or (not sources and self._process_group is None):
+                check_group(group, self._options)
+        self._check_gradients()
+        self._allocate()
+        moving = [index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])]
+        if not moving:
             return loss
-        rates_of = {source.group for source in sources} if self._process_group is None else moving
+        params = (param for group in self.param_groups for param in group["params"])
+        reduction = Reduction.over(params, sharding.process_groups(self._process_group))
+        sources = self._gather(moving, reduction)
+        if not sources and not reduction.distributed:
+            return loss
         home = sources[0].theta.device if sources else _home(self.param_groups)
         options = self._options
-        relative = self._relative_radius(sorted(rates_of), home)
-        rates = learning_rate.rates(self.param_groups, sorted(rates_of), options, relative)
+        if not self._agreed:
+            reduction.check_agreement(len(moving), options, home)
+            self._agreed = True
         work = list(chunks(sources, self._chunk_size(home)))
+        relative, ok = self._survey(work, moving, reduction, home)
+        rates = learning_rate.rates(self.param_groups, moving, options, relative)
+        lr = torch.stack([rate.lr for rate in rates.values()])
         step = Step(
             chunks=work,
+            empty=[source for source in sources if not source.theta.numel()],
             rates=rates,
             options=options,
             passes=compiled.passes() if options.compile else eager,
-            ok=self._usable(work, rates, home),
+            ok=ok * (torch.isfinite(lr).all() & (lr.amin() >= 0.0) & (lr.amax() > 0.0)),
             relative=relative,
             home=home,
-            process_group=self._process_group,
+            reduction=reduction,
         )
         first = bookkeeping.first(self.param_groups)
         if options.noise == "fixed":
@@ -286,27 +319,32 @@ class Arturo(Optimizer):
         bookkeeping.after_step(self.param_groups, step.ok, level, rates)
         return loss
 
-    def _gather(self) -> list[Source]:
-        """Every parameter that has a gradient, checked, with its state; missing state is allocated."""
-        found: list[tuple[int, Tensor]] = []
-        for index, group in enumerate(self.param_groups):
+    def _check_gradients(self) -> None:
+        for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
                     check_gradient(param.grad)
-                    found.append((index, param))
-        self._allocate()
+
+    def _gather(self, moving: list[int], reduction: Reduction) -> list[Source]:
+        """Every parameter of these groups that has a gradient: what of it, and of its state, is on this rank."""
         names = [row.name for row in table(self._options) if not row.scalar]
         scalars = [row.name for row in table(self._options) if row.scalar]
-        return [
-            Source(
-                theta=real_view(param.detach()),
-                grad=real_view(param.grad.detach()),  # type: ignore[union-attr]  # has one
-                state=tuple(self.state[param][name] for name in names),
-                scalars={name: self.state[param][name] for name in scalars},
-                group=index,
-            )
-            for index, param in found
-        ]
+        found = []
+        for index in moving:
+            for param in self.param_groups[index]["params"]:
+                state = self.state.get(param) or {}
+                found += [
+                    Source(
+                        theta=theta,
+                        grad=grad,
+                        state=tuple(statistics),
+                        scalars={name: state[name] for name in scalars},
+                        group=index,
+                        layout=reduction.number[id(param)],
+                    )
+                    for theta, grad, *statistics in sharding.parts(param, [state[name] for name in names if state])
+                ]
+        return found
 
     def _allocate(self) -> None:
         """State for every trainable parameter, with or without a gradient: checkpoints then never lack a key."""
@@ -316,25 +354,37 @@ class Arturo(Optimizer):
                     check_layout(param, self._process_group)
                     self.state[param] = allocate(param, self._options)
 
-    def _relative_radius(self, taking_part: list[int], home: torch.device) -> Tensor:
-        """The trust radius that the weights' size allows; infinite where lr is not in weight units.
+    def _survey(
+        self, work: list[Chunk], moving: list[int], reduction: Reduction, home: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """What a step must know of all ranks before it begins, in one reduction.
 
-        Of all trainable weights: a loss that leaves some out for a step makes the others no smaller.
+        Returns the trust radius that the weights' size allows, infinite where lr is not in weight units, and 1, or 0 if
+        a gradient is not usable. The radius is of all trainable weights: a loss that leaves some out for a step makes
+        the others no smaller.
         """
-        if self._options.noise == "fixed" or self._options.trust_region == "kl":
-            return torch.full((), torch.inf, dtype=wide_dtype(home), device=home)
-        rates = {index: learning_rate.scalar(self.param_groups[index]["lr"], home) for index in taking_part}
-        groups = {
-            index: [param for param in self.param_groups[index]["params"] if self.state.get(param)]
-            for index in taking_part
-        }
-        return weight_scale.radius(groups, rates, home, self._process_group)
-
-    def _usable(self, work: list[Chunk], rates: dict[int, GroupRates], home: torch.device) -> Tensor:
-        """1 for a step to take: finite gradients, and learning rates that are finite, not negative and not all 0."""
-        ok = reductions.usable([chunk.grad for chunk in work], home, self._process_group)
-        lr = torch.stack([rate.lr for rate in rates.values()])
-        return ok * (torch.isfinite(lr).all() & (lr.amin() >= 0.0) & (lr.amax() > 0.0))
+        sized = self._options.noise == "adaptive" and self._options.trust_region == "rms"
+        rows = []
+        for number in range(len(reduction.layouts)):
+            sums = [
+                weight_scale.sums(
+                    [
+                        param
+                        for param in self.param_groups[index]["params"]
+                        if self.state.get(param) and reduction.number[id(param)] == number
+                    ],
+                    home,
+                )
+                for index in (moving if sized else ())
+            ]
+            unusable = reductions.unusable([chunk.grad for chunk in work if chunk.layout == number], home)
+            rows.append(torch.cat([unusable.reshape(1), *sums]))
+        found = reduction.sum(torch.stack(rows))
+        ok = (found[0] == 0.0).to(found)
+        if not sized:
+            return torch.full_like(ok, torch.inf), ok
+        rates = [learning_rate.scalar(self.param_groups[index]["lr"], home) for index in moving]
+        return weight_scale.radius(found[1:].unflatten(0, (-1, 2)), rates), ok
 
     def _chunk_size(self, home: torch.device) -> int:
         if home.type != "cpu":
@@ -345,6 +395,8 @@ class Arturo(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict exactly: statistics keep their own dtype, and nothing is shared with ``state_dict``.
+
+        A checkpoint of an older version may lack entries of the parameter groups; a warning names them.
 
         Raises:
             ValueError: the state is of another mode, optimizer or parameter list. Nothing is changed then.
@@ -366,12 +418,14 @@ class Arturo(Optimizer):
         for key, saved in loaded["state"].items():
             if key in pairs and saved:
                 check_saved(saved, pairs[key], self._options)
+        bookkeeping.warn_of_missing(loaded["param_groups"], self.defaults)
         self._loading = [(pairs[key], saved) for key, saved in loaded["state"].items() if key in pairs]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch adds it to every optimizer's; this one has no such option
         self.__dict__.setdefault("_process_group", None)
+        self.__dict__.setdefault("_agreed", False)
         self.__dict__.setdefault("_report", None)
         for param, saved in self.__dict__.pop("_loading", ()):
             self.state[param] = restore(saved, param, self._options)
@@ -411,7 +465,7 @@ class Arturo(Optimizer):
           before it is rounded to the weights' dtype: rounding to bfloat16 can swallow most of it.
         * ``bound_active``: whether the bound decided the step's length.
         * ``step_scale``: 1; below or above only if the dual ran out of evaluations before meeting ``kl_rtol``.
-        * ``step_rms``: root mean square of what the weights moved, without weight decay (weight units).
+        * ``step_rms``: root mean square of the step without weight decay, also before it is rounded (weight units).
         * ``innovation_ratio``: mean of e²/S, 1 when the filter is consistent.
         * ``steps``, ``skipped_steps``: steps taken, and skipped for non-finite gradients.
         * ``curvature_q05``, ``_q50``, ``_q95``: curvature relative to its prior.
@@ -439,11 +493,15 @@ class Arturo(Optimizer):
         fixed = self._options.noise == "fixed"
         found = []
         for param, state in held:
-            part = {
-                name: value.reshape(-1)[::stride] for name, value in state.items() if value.dim() or param.dim() == 0
-            }
+            part = {}
+            for name, value in state.items():
+                if value.dim() or param.dim() == 0:
+                    here = sharding.local(value, param) if value.dim() else value
+                    runs = flat.without_padding(param, here) or [here[:0]]
+                    part[name] = torch.cat([run.reshape(-1)[::stride] for run in runs])
             relative = part["hessian"] / self._options.init_hessian if fixed else part["curvature"]
-            found.append((relative, self._precision(part, groups[param])))
+            if relative.numel():
+                found.append((relative, self._precision(part, groups[param])))
         return found
 
     @torch.no_grad()

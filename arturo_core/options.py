@@ -219,14 +219,16 @@ def check_number(name: str, value: Any, meaning: str) -> float:
     return float(value)
 
 
-def check_group(group: dict[str, Any], trust_region: str) -> None:
+def check_group(group: dict[str, Any], options: Options) -> None:
     """Check what a parameter group may set for itself: ``lr``, ``weight_decay`` and ``maximize``.
+
+    It may repeat the optimizer's own options: ``ZeroRedundancyOptimizer`` writes its arguments into every group.
 
     Raises:
         ValueError, TypeError: naming the key, what was given and what is allowed.
     """
     lr = group["lr"]
-    unit = "the KL bound in nats" if trust_region == "kl" else "a learning rate in AdamW's units"
+    unit = "the KL bound in nats" if options.trust_region == "kl" else "a learning rate in AdamW's units"
     if isinstance(lr, Tensor):
         if lr.numel() != 1 or not (lr.is_floating_point() or lr.dtype in (torch.int32, torch.int64)):
             raise ValueError(
@@ -242,7 +244,7 @@ def check_group(group: dict[str, Any], trust_region: str) -> None:
     if not isinstance(group["maximize"], bool):
         raise TypeError(f"Arturo: maximize={group['maximize']!r} must be True or False.")
     for name in (*PAPER, *_GLOBAL):
-        if name in group:
+        if name in group and group[name] not in (None, getattr(options, name, None)):
             raise ValueError(
                 f"Arturo: {name} cannot differ between parameter groups, because one multiplier couples all "
                 f"parameters: give it to Arturo(..., {name}=...) instead. A group may set lr, weight_decay, maximize."

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from arturo_core.curvature import definite
 from arturo_core.options import Options
+from arturo_core.sharding import real_view, shard, shard_like, shard_of
 
 
 @dataclass(frozen=True)
@@ -99,40 +100,39 @@ def table(options: Options) -> tuple[StateTensor, ...]:
     return FULL if options.noise == "fixed" else COMPACT
 
 
-def real_view(tensor: Tensor) -> Tensor:
-    """The tensor itself, or a complex tensor as pairs of real numbers (shape ``(..., 2)``, same memory)."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
 def state_dtype(param: Tensor, options: Options) -> torch.dtype:
     """Dtype of a parameter's state and of all arithmetic on it: never narrower than the parameter."""
-    return torch.promote_types(real_view(param.detach()).dtype, options.state_dtype)
+    return torch.promote_types(param.dtype.to_real(), options.state_dtype)
 
 
 def allocate(param: Tensor, options: Options) -> dict[str, Tensor]:
-    """The state of one parameter before its first gradient."""
-    theta = real_view(param.detach()).to(state_dtype(param, options))
+    """The state of one parameter before its first gradient, sharded as the parameter is."""
+    theta = real_view(shard(param)).to(state_dtype(param, options))
     scalar = torch.zeros((), dtype=torch.float32, device=param.device)
-    return {row.name: row.init(scalar if row.scalar else theta, options) for row in table(options)}
+    return {
+        row.name: row.init(scalar, options) if row.scalar else shard_like(param, row.init(theta, options))
+        for row in table(options)
+    }
 
 
 def restore(saved: dict[str, Any], param: Tensor, options: Options) -> dict[str, Any]:
-    """Saved state with the parameter's device and memory layout, in the state's own dtype.
+    """Saved state with the parameter's device, sharding and memory layout, in the state's own dtype.
 
     ``torch.optim.Optimizer`` would cast it to the parameter's dtype (float32 statistics of bfloat16 weights
     would lose 16 bits at every resume) and would alias the tensors of the dictionary it was given.
     """
-    like = real_view(param.detach())
+    like = real_view(shard(param))
     dtype = state_dtype(param, options)
     restored = dict(saved)
     for row in table(options):
-        if row.name in saved:
-            fresh = (
-                torch.empty((), dtype=torch.float32, device=param.device)
-                if row.scalar
-                else torch.empty_like(like, dtype=dtype)
-            )
+        if row.name not in saved:
+            continue
+        if row.scalar:
+            fresh = torch.empty((), dtype=torch.float32, device=param.device)
             restored[row.name] = fresh.copy_(torch.as_tensor(saved[row.name]))
+        else:
+            fresh = torch.empty_like(like, dtype=dtype)
+            restored[row.name] = shard_like(param, fresh.copy_(shard_of(saved[row.name], param)))
     return restored
 
 
@@ -142,7 +142,8 @@ def check_saved(saved: dict[str, Any], param: Tensor, options: Options) -> None:
     Raises:
         ValueError: names or shapes differ from the table.
     """
-    expected = {row.name: () if row.scalar else tuple(real_view(param).shape) for row in table(options)}
+    whole = (*param.shape, 2) if param.is_complex() else tuple(param.shape)
+    expected = {row.name: () if row.scalar else whole for row in table(options)}
     missing = sorted(expected.keys() - saved.keys())
     if missing:
         raise ValueError(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +15,7 @@ from arturo_core.diagnostics import Report
 from arturo_core.kernels.chunks import Chunk, Source
 from arturo_core.kernels.passes import GroupTerms, Passes
 from arturo_core.options import DAMPING, NOISE_GAIN, RADIUS_PER_LR, RADIUS_PER_SIGNAL, Options
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from arturo_core.reductions import Reduction
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,7 @@ class Step:
 
     Attributes:
         chunks: the parameters, cut up; in the same order for every pass.
+        empty: the parameters of which this rank holds no elements; their scalars go on as on other ranks.
         rates: of the groups that take part, by index.
         options: of the optimizer.
         passes: the form of the passes to run.
@@ -57,17 +55,18 @@ class Step:
         relative: largest trust radius that the weights' size allows at the peak of the schedule, weight units, or
             infinite; 0-dimensional, wide.
         home: device of the scalars.
-        process_group: ranks that share the sums, or None.
+        reduction: how sums over all parameters are taken.
     """
 
     chunks: Sequence[Chunk]
+    empty: Sequence[Source]
     rates: dict[int, GroupRates]
     options: Options
     passes: Passes
     ok: Tensor
     relative: Tensor
     home: torch.device
-    process_group: ProcessGroup | None
+    reduction: Reduction
 
     @cached_property
     def ok_of(self) -> dict[int, Tensor]:
@@ -76,22 +75,24 @@ class Step:
 
     @cached_property
     def sources(self) -> list[Source]:
-        """The parameters of all chunks, each once."""
+        """The parameters, each once: those of all chunks in their order, then the empty ones."""
         found: list[Source] = []
         for chunk in self.chunks:
             found += [source for source in chunk.sources if not found or source is not found[-1]]
-        return found
+        return [*found, *self.empty]
 
     def count_updates(self) -> None:
         """Let every parameter's own count of updates go on."""
-        if self.sources:
-            counters = [source.scalars["step"] for source in self.sources]
+        # A parameter with padding inside has several sources, and one counter.
+        sources = list({id(source.scalars["step"]): source for source in self.sources}.values())
+        if sources:
+            counters = [source.scalars["step"] for source in sources]
             ok = {
                 (source.group, source.theta.device): self.ok_of[source.group].to(source.scalars["step"])
-                for source in {(source.group, source.theta.device): source for source in self.sources}.values()
+                for source in {(source.group, source.theta.device): source for source in sources}.values()
             }
             torch._foreach_add_(
-                counters, [ok[source.group, here.device] for source, here in zip(self.sources, counters, strict=True)]
+                counters, [ok[source.group, here.device] for source, here in zip(sources, counters, strict=True)]
             )
 
     def reference_lr(self) -> Tensor:
@@ -148,7 +149,8 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
     options, ok = step.options, step.ok
     local = step.local()
     gains = _gains(step, level)
-    rows: dict[int, list[Sequence[Tensor]]] = {group: [] for group in step.rates}
+    layouts = range(len(step.reduction.layouts))
+    rows: dict[Hashable, list[Sequence[Tensor]]] = {(layout, group): [] for layout in layouts for group in step.rates}
     for chunk, here, gain in zip(step.chunks, local, gains, strict=True):
         observed = step.passes.compact_observe(
             chunk.theta,
@@ -160,11 +162,11 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
             options,
             step.rates[chunk.group].maximize,
         )
-        rows[chunk.group].append([*observed, torch.full_like(observed.decrement, chunk.theta.numel())])
+        sums = [*observed, torch.full_like(observed.decrement, chunk.theta.numel())]
+        rows[chunk.layout, chunk.group].append(sums)
     # One row a group; a group that stands still on its device takes no part.
-    sums = torch.stack([reductions.totals(row, 5, step.home) for row in rows.values()])
-    sums = reductions.across(sums, step.process_group)
-    decrement, stiffness, deviation, surprise, elements = sums.unbind(dim=1)
+    total = reductions.totals(rows, 6, step.home).unflatten(0, (len(layouts), len(step.rates)))
+    decrement, stiffness, deviation, surprise, squared, elements = step.reduction.sum(total).unbind(dim=1)
     lr = torch.stack([rates.lr for rates in step.rates.values()])
     length = torch.stack([rates.length for rates in step.rates.values()])
     precision = (stiffness / length + options.prior * elements) / options.temperature
@@ -186,16 +188,15 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
     )
     factors = torch.where((ok > 0.0) & (part > 0.0), factor * part, 0.0)
     factor_of = dict(zip(step.rates, factors.unbind(), strict=True))
-    moved = []
     for chunk, here in zip(step.chunks, local, strict=True):
-        squared = step.passes.compact_apply(
+        step.passes.compact_apply(
             chunk.theta, CompactBelief(*chunk.state), factor_of[chunk.group].to(here.ok), here.terms, options
         )
-        moved.append([squared])
         chunk.write_back()
-    squared_length = reductions.across(reductions.totals(moved, 1, step.home)[0], step.process_group)
     found = stiffness.sum() / deviation.sum()
     level = torch.where((ok > 0.0) & torch.isfinite(found) & (found > 0.0), found, level)
+    # Known before the step is taken: reducing what it did would cost every step another collective.
+    squared_length = torch.where(factors > 0.0, factors * factors * squared, 0.0).sum()
     return Report(multiplier, ok, surprise.sum(), squared_length, elements.sum()), level
 
 
@@ -243,8 +244,9 @@ def full_step(step: Step) -> Report:
     """A step of the published form: observe, the evaluations of the dual, apply."""
     options, ok = step.options, step.ok
     local = step.local()
-    rows: list[list[Tensor]] = []
-    lowest: list[Tensor] = []
+    layouts = range(len(step.reduction.layouts))
+    rows: dict[Hashable, list[Sequence[Tensor]]] = {layout: [] for layout in layouts}
+    lowest: list[list[Tensor]] = [[] for _ in layouts]
     spectra: list[trust_region.Spectrum] = []
     for chunk, here in zip(step.chunks, local, strict=True):
         precision, *belief = chunk.state
@@ -263,12 +265,13 @@ def full_step(step: Step) -> Report:
             options,
             step.rates[chunk.group].maximize,
         )
-        lowest.append(observed.least)
+        lowest[chunk.layout].append(observed.least)
         size = torch.full_like(observed.total, chunk.theta.numel())
-        rows.append([observed.total, observed.value, observed.first, observed.precision, observed.surprise, size])
-    least = reductions.least(lowest, step.home, step.process_group)
-    sums = reductions.across(reductions.totals(rows, 6, step.home), step.process_group)
-    total, value, first_derivative, precision_sum, surprise, elements = sums.unbind()
+        sums = [observed.total, observed.value, observed.first, observed.precision, observed.surprise, size]
+        rows[chunk.layout].append(sums)
+    least = step.reduction.least(lowest, step.home)
+    everywhere = step.reduction.sum(reductions.totals(rows, 6, step.home))
+    total, value, first_derivative, precision_sum, surprise, elements = everywhere.unbind()
 
     lr = step.reference_lr()
     budget = 2.0 * lr if options.trust_region == "kl" else (RADIUS_PER_LR * lr) ** 2 * precision_sum
@@ -280,11 +283,11 @@ def full_step(step: Step) -> Report:
     bracket = trust_region.start(budget, total, newton, convex)
     for _ in range(trust_region.EVALUATIONS):
         points = {here.ok: (eta_min.to(here.ok), bracket.t.to(here.ok)) for here in local}
-        rows_here = [
-            step.passes.full_secular(spectrum, *points[here.ok]) for spectrum, here in zip(spectra, local, strict=True)
-        ]
-        sums = reductions.across(reductions.totals(rows_here, 3, step.home), step.process_group)
-        bracket = trust_region.advance(bracket, trust_region.SecularSums(*sums.unbind()), budget)
+        values: dict[Hashable, list[Sequence[Tensor]]] = {layout: [] for layout in layouts}
+        for chunk, spectrum, here in zip(step.chunks, spectra, local, strict=True):
+            values[chunk.layout].append(step.passes.full_secular(spectrum, *points[here.ok]))
+        everywhere = step.reduction.sum(reductions.totals(values, 3, step.home))
+        bracket = trust_region.advance(bracket, trust_region.SecularSums(*everywhere.unbind()), budget)
     multiplier = trust_region.settle(bracket, newton_value, eta_min, budget, options.kl_rtol)
     # A skipped step takes a step of length zero from a point where nothing is infinite.
     point = (
@@ -293,13 +296,13 @@ def full_step(step: Step) -> Report:
         torch.where(ok > 0.0, multiplier.scale, 0.0),
     )
     solved = {here.ok: (point[0].to(here.ok), point[1].to(here.ok), point[2].to(here.ok) * here.ok) for here in local}
-    moved = []
+    moved: dict[Hashable, list[Sequence[Tensor]]] = {layout: [] for layout in layouts}
     for chunk, spectrum, here in zip(step.chunks, spectra, local, strict=True):
         precision, *belief = chunk.state
         squared = step.passes.full_apply(
             chunk.theta, precision, FullBelief(*belief), spectrum, here.ok, *solved[here.ok], here.terms, options
         )
-        moved.append([squared])
+        moved[chunk.layout].append([squared])
         chunk.write_back()
-    squared_length = reductions.across(reductions.totals(moved, 1, step.home)[0], step.process_group)
+    squared_length = step.reduction.sum(reductions.totals(moved, 1, step.home))[0]
     return Report(multiplier, ok, surprise, squared_length, elements)

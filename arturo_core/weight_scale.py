@@ -20,18 +20,13 @@ thus ends as the largest does that asks for no more. Its warm-up ends sooner, an
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from arturo_core import reductions
-from arturo_core.state import real_view
+from arturo_core.sharding import matrices
 from arturo_core.trust_region import wide_dtype
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 #: α, trust radius in units of what is above.
 RADIUS_PER_WEIGHT = 0.16
@@ -46,44 +41,30 @@ Shape = tuple[int, int, int]
 SLICE = 1 << 16
 
 
-def matrix_shape(param: Tensor) -> tuple[int, int] | None:
-    """Rows and columns of a weight of two or more dimensions (all but the first are columns), None for others."""
-    if param.dim() < 2 or param.numel() == 0:
-        return None
-    return param.shape[0], param.numel() // param.shape[0]
-
-
-def radius(
-    groups: Mapping[int, Sequence[Tensor]],
-    rates: Mapping[int, Tensor],
-    home: torch.device,
-    process_group: ProcessGroup | None,
-) -> Tensor:
-    """ρ (weight units), 0-dimensional, wide, on ``home``; infinite where no matrices move.
+def radius(sums: Tensor, rates: Sequence[Tensor]) -> Tensor:
+    """ρ (weight units), 0-dimensional, wide; infinite where no matrices move.
 
     Args:
-        groups: the parameters of every group that moves, with or without a gradient in this step.
-        rates: their learning rates, 0-dimensional, wide, on ``home``.
-        home: device of the scalars.
-        process_group: ranks that share the sum, or None.
+        sums: :func:`sums` of the parameters of every group that moves, over all ranks, shape (groups, 2), wide.
+        rates: learning rates of the groups, 0-dimensional, wide.
     """
-    lr = torch.stack(list(rates.values()))
+    lr = torch.stack(list(rates))
     moves = torch.isfinite(lr) & (lr > 0.0)
     lr = torch.where(moves, lr, 0.0)
     weight = torch.where(moves, (lr / lr.amax()) ** 2, 0.0)
-    found = torch.stack([sums(groups.get(group, ()), home) for group in rates])
-    scale, count = reductions.across((weight[:, None] * found).sum(dim=0), process_group).unbind()
+    scale, count = (weight[:, None] * sums).sum(dim=0).unbind()
     relative = RADIUS_PER_WEIGHT * torch.sqrt(scale / count)
     return torch.where(torch.isfinite(relative) & (count > 0.0), relative, torch.inf)
 
 
 def sums(params: Sequence[Tensor], home: torch.device) -> Tensor:
-    """Σ(θ²/min(m, n) + φ/(m n)) and the number of elements over the matrices; shape (2,), wide, on ``home``."""
+    """Σ(θ²/min(m, n) + φ/(m n)) and the number of elements over the matrices; shape (2,), wide, on ``home``.
+
+    Of sharded matrices the elements on this rank; m and n are those of the whole.
+    """
     alike: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Shape]]] = {}
     for param in params:
-        shape = matrix_shape(param)
-        if shape is not None:
-            weight = real_view(param.detach())
+        for weight, shape in matrices(param):
             parts, shapes = alike.setdefault((weight.device, weight.dtype), ([], []))
             for part in _slices(weight):
                 parts.append(part)

@@ -16,18 +16,22 @@ from torch import Tensor
 
 @dataclass
 class Source:
-    """One parameter with its gradient and state tensors, all of one (real) shape, and the scalars of its state."""
+    """One parameter with its gradient and state tensors, all of one (real) shape, and the scalars of its state.
+
+    Of a sharded parameter the elements on this rank; ``layout`` is the number of its layout.
+    """
 
     theta: Tensor
     grad: Tensor
     state: tuple[Tensor, ...]
     scalars: dict[str, Tensor]
     group: int
+    layout: int = 0
 
 
 @dataclass
 class Chunk:
-    """Flat tensors of one length, dtype and device, all of one parameter group."""
+    """Flat tensors of one length, dtype and device, all of one parameter group and layout."""
 
     theta: Tensor
     grad: Tensor
@@ -35,6 +39,7 @@ class Chunk:
     group: int
     sources: list[Source]
     packed: bool  # a copy of several parameters, instead of a slice that shares the memory of one
+    layout: int = 0
 
     def spread(self, values: Tensor) -> Tensor:
         """One scalar a source, shape (sources,), as a scalar of a slice or as one entry an element of a pack."""
@@ -82,10 +87,16 @@ def chunks(sources: Iterable[Source], size: int) -> Iterator[Chunk]:
             for start in range(0, count, size):
                 part = slice(start, start + size)
                 yield Chunk(
-                    theta[part], grad[part], tuple(tensor[part] for tensor in state), source.group, [source], False
+                    theta[part],
+                    grad[part],
+                    tuple(tensor[part] for tensor in state),
+                    source.group,
+                    [source],
+                    packed=False,
+                    layout=source.layout,
                 )
             continue
-        key = (source.group, source.theta.device, source.theta.dtype, source.grad.dtype)
+        key = (source.group, source.layout, source.theta.device, source.theta.dtype, source.grad.dtype)
         if filled.get(key, 0) + count > min(size, 4 * PACKED) and key in open_packs:
             yield _pack(open_packs.pop(key))
             filled[key] = 0
@@ -104,6 +115,7 @@ def _pack(sources: list[Source]) -> Chunk:
         group=head.group,
         sources=sources,
         packed=True,
+        layout=head.layout,
     )
 
 

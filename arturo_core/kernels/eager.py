@@ -83,12 +83,13 @@ def compact_observe(
     slope = _slope(gradient, theta, options)
     if options.prior:
         newton = torch.div(slope, stiffness.div_(terms.length).add_(options.prior), out=growth)
-        return CompactObserved(torch.dot(newton, slope), stiff, total, counted)
+        return CompactObserved(torch.dot(newton, slope), stiff, total, counted, torch.dot(newton, newton))
     newton = torch.div(slope, stiffness, out=growth)
-    return CompactObserved(torch.dot(newton, slope) * terms.length, stiff, total, counted)
+    decrement, squared = torch.dot(newton, slope) * terms.length, torch.dot(newton, newton) * terms.length**2
+    return CompactObserved(decrement, stiff, total, counted, squared)
 
 
-def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> Tensor:
+def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> None:
     stiffness, step = scratch(belief.gradient, 2)
     _stiffness_(stiffness, belief)
     if options.prior or theta.dtype != step.dtype:
@@ -103,7 +104,6 @@ def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: G
         # h·δ = −f·ĝ exactly where b = h and nothing is rounded away.
         belief.gradient.mul_(1.0 - factor)
     belief.displacement.add_(step)
-    return torch.dot(step, step)
 
 
 def _recentre_(belief: FullBelief, displacement: Tensor, floor: Tensor, shift: Tensor) -> None:

@@ -33,6 +33,7 @@ class CompactObserved(NamedTuple):
     stiffness: Tensor  # Σ s√R
     deviation: Tensor  # Σ √R
     surprise: Tensor  # Σ e²/S
+    squared: Tensor  # Σ (a/b)²
 
 
 class FullObserved(NamedTuple):
@@ -64,8 +65,8 @@ class Passes(Protocol):
 
     def compact_apply(
         self, theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options
-    ) -> Tensor:
-        """Take the step −factor·a/b and re-centre. Returns Σ δ²."""
+    ) -> None:
+        """Take the step −factor·a/b and re-centre."""
 
     def full_observe(
         self,

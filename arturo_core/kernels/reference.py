@@ -68,17 +68,17 @@ def compact_observe(
     deviation = torch.sqrt(updated.noise + NOISE_FLOOR)
     return CompactObserved(
         decrement=wide_sum(slope * slope / curvature),
+        squared=wide_sum((slope / curvature) ** 2),
         stiffness=wide_sum(updated.curvature * deviation),
         deviation=wide_sum(deviation),
         surprise=wide_sum(surprise),
     )
 
 
-def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> Tensor:
+def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> None:
     slope, curvature = _compact_surrogate(theta, belief, terms, options)
     displacement = move(theta, -factor * (slope / curvature))
     _store(belief, compact_recentre(belief, displacement, terms.length))
-    return wide_sum(displacement * displacement)
 
 
 def _compact_surrogate(

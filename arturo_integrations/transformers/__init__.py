@@ -29,13 +29,18 @@ Diagnostics
     ``optimizer.diagnostics()`` reports: in ``trainer.state.log_history``, on the console and in every
     reporter (TensorBoard, Weights & Biases ...). Runs with another optimizer are left alone.
 
+Several processes
+    DDP, FSDP1 and FSDP2 (through ``fsdp_config`` or ``DistributedConfig(fsdp_size=...)``) need nothing else. For models
+    that ``DistributedConfig`` shards, the Trainer itself refuses to save any optimizer: ``save_strategy="no"`` or
+    ``save_only_model=True``.
+
 Limits
     * Every Trainer checkpoint has a ``training_args.bin``. One written with ``optim="arturo"`` can be read
       only where this package is installed, because the pickle names it (no import is needed beforehand: the
       unpickling does it). Resuming does not read the file.
     * A parser built before this import does not know ``--optim arturo``.
-    * DeepSpeed ZeRO is refused: it calls the optimizer once per parameter group, which would break the one
-      trust region into several.
+    * Under DeepSpeed ZeRO see ``arturo_integrations.deepspeed``: steps are exact, optimizer offload needs
+      ``"zero_force_ds_cpu_optimizer": false``, and a checkpoint is resumed by as many ranks as saved it.
 """
 
 from arturo_integrations.transformers.callback import ArturoDiagnosticsCallback

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
-from arturo_core import Arturo
-
-PREFIX = "arturo/"
+from arturo_integrations.metrics import PREFIX, find_arturo, loggable
 
 
 class ArturoDiagnosticsCallback(TrainerCallback):
@@ -48,35 +43,3 @@ class ArturoDiagnosticsCallback(TrainerCallback):
             stored = state.log_history[-1]
             if "loss" in stored and stored.get("step") == state.global_step:
                 stored.update(numbers)
-
-
-def find_arturo(optimizer: Any) -> Arturo | None:
-    """Returns the ``Arturo`` inside an optimizer's wrappers (accelerate's and the like), or None."""
-    seen: set[int] = set()
-    while optimizer is not None and id(optimizer) not in seen:
-        if isinstance(optimizer, Arturo):
-            return optimizer
-        seen.add(id(optimizer))
-        optimizer = getattr(optimizer, "optimizer", None)
-    return None
-
-
-def loggable(diagnostics: dict[str, Any]) -> dict[str, int | float]:
-    """Returns the finite numbers among the diagnostics as plain Python numbers under prefixed keys.
-
-    Args:
-        diagnostics: Numbers, bools, one-element tensors or anything else, by name.
-
-    Returns:
-        ``{"arturo/<name>": number}``; bools become 0 or 1 (reporters draw numbers only), everything that is
-        not a finite number is left out.
-    """
-    numbers: dict[str, int | float] = {}
-    for key, value in diagnostics.items():
-        if isinstance(value, torch.Tensor) and value.numel() == 1:
-            value = value.item()
-        if isinstance(value, bool):
-            value = int(value)
-        if isinstance(value, Real) and math.isfinite(value):
-            numbers[PREFIX + key] = value if isinstance(value, int) else float(value)
-    return numbers

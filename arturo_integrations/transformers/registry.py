@@ -13,15 +13,17 @@ import transformers.trainer as hf_trainer
 from transformers import Trainer
 
 from arturo_core import Arturo
+from arturo_integrations import fsdp1
 from arturo_integrations.transformers.callback import ArturoDiagnosticsCallback
 from arturo_integrations.transformers.names import OPTIMIZER_NAME, optimizer_name
 from arturo_integrations.transformers.options import arturo_kwargs
+from arturo_integrations.transformers.zero import ArturoZeroCallback, refuse_replacement
 
 logger = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Registers the optimizer name, its construction and the logging of its diagnostics.
+    """Registers the optimizer name, its construction, the logging of its diagnostics and its hook into ZeRO.
 
     Importing ``arturo_integrations.transformers`` calls this. It can be called any number of times.
     """
@@ -29,29 +31,35 @@ def register() -> None:
     _register_handler()
     _wrap_trainer_lookup()
     default_callbacks: list[Any] = hf_trainer.DEFAULT_CALLBACKS
-    if ArturoDiagnosticsCallback not in default_callbacks:
-        default_callbacks.append(ArturoDiagnosticsCallback)
+    for callback in (ArturoDiagnosticsCallback, ArturoZeroCallback):
+        if callback not in default_callbacks:
+            default_callbacks.append(callback)
 
 
-def arturo_from_arguments(args: Any) -> tuple[type[Arturo], dict[str, Any]]:
+def arturo_from_arguments(args: Any, model: Any = None) -> tuple[type[Arturo], dict[str, Any]]:
     """Answers the Trainer's question for an optimizer class and its keyword arguments.
 
     The parameter groups are not among them: the Trainer builds its own two, with and without weight decay.
 
     Args:
         args: The ``TrainingArguments``.
+        model: The model as it will be trained, if it is known: FSDP1 has wrapped it by now.
 
     Returns:
-        ``Arturo`` and its keyword arguments.
+        ``Arturo`` and its keyword arguments; under FSDP1 the ranks that hold the shards are among them.
 
     Raises:
-        ValueError: ``optim_args`` cannot be read, or the run uses DeepSpeed ZeRO.
+        ValueError: ``optim_args`` cannot be read, DeepSpeed would train with another optimizer, or FSDP1 divides the
+            model unevenly.
     """
-    _refuse_deepspeed_zero(args)
+    refuse_replacement(args)
     kwargs = arturo_kwargs(args.optim_args, args.learning_rate)
+    group = None if model is None else fsdp1.process_group(model)
     if args.max_grad_norm and args.max_grad_norm > 0:
         _explain_clipping(args.max_grad_norm)
-    return Arturo, kwargs
+    if group is None:
+        return Arturo, kwargs
+    return fsdp1.AllocatedArturo, {**kwargs, "process_group": group}
 
 
 def _register_handler() -> None:
@@ -60,7 +68,7 @@ def _register_handler() -> None:
         from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS
     except ImportError:
         return
-    _OPTIMIZER_HANDLERS[OPTIMIZER_NAME] = lambda context: arturo_from_arguments(context.args)
+    _OPTIMIZER_HANDLERS[OPTIMIZER_NAME] = lambda context: arturo_from_arguments(context.args, context.model)
 
 
 def _wrap_trainer_lookup() -> None:
@@ -77,21 +85,11 @@ def _wrap_trainer_lookup() -> None:
     @functools.wraps(original)
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
         if args.optim == OPTIMIZER_NAME:
-            return arturo_from_arguments(args)
+            return arturo_from_arguments(args, model)
         return original(args, model)
 
     get_optimizer_cls_and_kwargs._answers_for_arturo = True  # type: ignore[attr-defined]
     Trainer.get_optimizer_cls_and_kwargs = staticmethod(get_optimizer_cls_and_kwargs)  # type: ignore[method-assign]
-
-
-def _refuse_deepspeed_zero(args: Any) -> None:
-    stage = getattr(getattr(args, "deepspeed_plugin", None), "zero_stage", 0)
-    if stage and int(stage) > 0:
-        raise ValueError(
-            f'optim="arturo" does not work with DeepSpeed ZeRO stage {stage}: ZeRO calls the optimizer once '
-            "per parameter group, so the one trust region over all parameters would silently become several. "
-            "Use distributed data parallel."
-        )
 
 
 @functools.cache

@@ -200,9 +200,15 @@ GLOBAL = [
 @pytest.mark.parametrize("name", GLOBAL)
 def test_global_options_in_a_group(name):
     """One multiplier couples all parameters: silently ignoring the option would be the worst answer."""
-    value = {"trust_region": "kl", "noise": "fixed", "state_dtype": torch.float32, "compile": False}.get(name, 0.5)
+    value = {"trust_region": "kl", "noise": "fixed", "state_dtype": torch.float64, "compile": True}.get(name, 0.5)
     refused(ValueError, [name, "group", f"Arturo(..., {name}=", "lr, weight_decay"],
             [{"params": weight(), name: value}])  # fmt: skip
+
+
+def test_global_options_repeated_in_a_group():
+    """As ``ZeroRedundancyOptimizer`` does with every argument it was given."""
+    given = {"trust_region": "kl", "kl_rtol": 1e-2, "temperature": 2.0, "length_scale": None, "compile": False}
+    Arturo([{"params": weight(), **given}], **given)
 
 
 # -- parameters --------------------------------------------------------------------------------------------------------

@@ -243,7 +243,8 @@ def test_missing_group_keys_are_filled_in(options, key):
     for group in state_dict["param_groups"]:
         del group[key]
     params, optimizer = build({**options, "weight_decay": 0.25})
-    optimizer.load_state_dict(state_dict)
+    with pytest.warns(UserWarning, match=f"lack {key};"):
+        optimizer.load_state_dict(state_dict)
     assert set(optimizer.param_groups[0]) == GROUP_KEYS
     expected = {"maximize": False, "weight_decay": 0.25, "peak_lr": options["lr"], "length": 0.0}
     if key in expected:

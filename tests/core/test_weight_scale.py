@@ -10,7 +10,8 @@ from problems import adaptive_bound
 
 from arturo_core import Arturo, learning_rate
 from arturo_core.options import RADIUS_PER_SIGNAL
-from arturo_core.weight_scale import INITIAL_SHARE, RADIUS_PER_WEIGHT, matrix_shape, sums
+from arturo_core.sharding import matrices
+from arturo_core.weight_scale import INITIAL_SHARE, RADIUS_PER_WEIGHT, sums
 
 #: RMS of ĝ/σ after one gradient, which agrees with itself: p = 1.03, ĝ = p/(1 + p)·g, σ² = g²/(1 + p).
 FIRST_SIGNAL = 1.03 / math.sqrt(2.03)
@@ -216,4 +217,4 @@ def test_a_long_sum_of_squares_keeps_its_digits() -> None:
     ("shape", "found"), [((), None), ((5,), None), ((0, 3), None), ((4, 6), (4, 6)), ((4, 3, 2, 2), (4, 12))]
 )
 def test_what_counts_as_a_matrix(shape: tuple[int, ...], found: tuple[int, int] | None) -> None:
-    assert matrix_shape(torch.zeros(shape)) == found
+    assert [shape for _, shape in matrices(torch.zeros(shape))] == ([found] if found else [])

@@ -16,8 +16,8 @@ from tiny_trainer import arturo_of, tiny_arguments, tiny_dataset, tiny_model, ti
 from transformers import Trainer, TrainerCallback
 
 from arturo_core import Arturo
+from arturo_integrations.metrics import find_arturo, loggable
 from arturo_integrations.transformers import ArturoDiagnosticsCallback
-from arturo_integrations.transformers.callback import find_arturo, loggable
 
 
 def arturo_keys(record):

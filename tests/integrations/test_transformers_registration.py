@@ -138,14 +138,15 @@ def test_the_handler_table_of_transformers_5_answers_too(tmp_path):
         assert module._OPTIMIZER_HANDLERS[key](context) == (Arturo, {"lr": 1e-3, "kl_rtol": 0.5})
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_deepspeed_zero_is_refused(tmp_path, stage):
+def test_optimizer_offload_that_replaces_the_optimizer_is_refused(tmp_path):
     args = tiny_arguments(tmp_path)
-    args.deepspeed_plugin = SimpleNamespace(zero_stage=stage)
-    with pytest.raises(ValueError, match=f"ZeRO stage {stage}"):
+    offload = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    args.deepspeed_plugin = SimpleNamespace(deepspeed_config=offload)
+    with pytest.raises(ValueError, match='"zero_force_ds_cpu_optimizer": false'):
         Trainer.get_optimizer_cls_and_kwargs(args)
-    args.deepspeed_plugin = SimpleNamespace(zero_stage=0)
-    assert Trainer.get_optimizer_cls_and_kwargs(args)[0] is Arturo
+    for kept in ({**offload, "zero_force_ds_cpu_optimizer": False}, {"zero_optimization": {"stage": 2}}, {}):
+        args.deepspeed_plugin = SimpleNamespace(deepspeed_config=kept)
+        assert Trainer.get_optimizer_cls_and_kwargs(args)[0] is Arturo
 
 
 UNREGISTERED = """

@@ -16,7 +16,7 @@ from transformers import (
 
 import arturo_integrations.transformers  # noqa: F401  (registers optim="arturo")
 from arturo_core import Arturo
-from arturo_integrations.transformers.callback import find_arturo
+from arturo_integrations.metrics import find_arturo
 
 
 def tiny_model(seed: int = 0, dropout: float = 0.1) -> BertForSequenceClassification:

@@ -1,0 +1,1 @@
+"""What arTuRO's one multiplier costs when a model is split: counted on real ranks, calculated for clusters."""

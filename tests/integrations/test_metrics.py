@@ -1,0 +1,46 @@
+"""The diagnostics as every framework logs them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from arturo_core import Arturo
+from arturo_integrations.metrics import arturo_metrics, find_arturo
+
+
+def after_a_step() -> Arturo:
+    weights = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = Arturo([weights])
+    weights.grad = torch.arange(6.0).view(2, 3)
+    optimizer.step()
+    return optimizer
+
+
+def test_metrics_are_the_diagnostics_under_prefixed_names():
+    optimizer = after_a_step()
+    metrics = arturo_metrics(SimpleNamespace(optimizer=optimizer))
+    assert metrics == {f"arturo/{name}": pytest.approx(float(value)) for name, value in optimizer.diagnostics().items()}
+    assert {"arturo/eta", "arturo/kl_ratio", "arturo/bound_active", "arturo/curvature_q50"} <= metrics.keys()
+    assert all(type(value) in (int, float) for value in metrics.values())
+
+
+def test_before_the_first_step_there_are_the_counters():
+    optimizer = Arturo([torch.nn.Parameter(torch.ones(2))])
+    assert arturo_metrics(optimizer) == {"arturo/steps": 0, "arturo/skipped_steps": 0}
+
+
+def test_another_optimizer_is_refused():
+    with pytest.raises(TypeError, match=r"Arturo: no Arturo inside an optimizer of type SGD\. Pass the optimizer"):
+        arturo_metrics(torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1))
+
+
+def test_the_wrappers_of_lightning_and_zero_are_looked_through():
+    optimizer = after_a_step()
+    assert find_arturo(SimpleNamespace(optim=optimizer)) is optimizer
+    wrappers = pytest.importorskip("lightning.pytorch.core.optimizer")
+    assert find_arturo(wrappers.LightningOptimizer(optimizer)) is optimizer
+    fabric = pytest.importorskip("lightning.fabric.wrappers")
+    assert find_arturo(fabric._FabricOptimizer(optimizer, strategy=None)) is optimizer
