@@ -32,14 +32,14 @@ LAYOUTS = {
     "stages × FSDP2": ("stages of FSDP2", "`process_group` of the stages"),
 }
 
-#: Tests of frameworks, which train and save in their own ways: layout, what a user adds, and tests of the step, of resuming
-#: on as many ranks and of reading on others.
 INTEGRATIONS = ROOT / "tests" / "integrations"
 ACCELERATE, TRAINER, DEEPSPEED = "test_accelerate.py", "test_transformers_distributed.py", "test_deepspeed.py"
 OF_ACCELERATE = (
     f"{ACCELERATE}::test_training_is_that_of_one_process",
     f"{ACCELERATE}::test_a_checkpoint_goes_on_bit_for_bit",
 )
+#: Frameworks, which train and save in their own ways: what a user adds, and the tests of the step, of resuming on as many
+#: ranks and of reading on others.
 FRAMEWORKS = {
     "Accelerate: DDP, FSDP1": ("`prepare` of ours for FSDP1", *OF_ACCELERATE, None),
     "Accelerate: FSDP2, HSDP": (
