@@ -38,8 +38,8 @@ OF_ACCELERATE = (
     f"{ACCELERATE}::test_training_is_that_of_one_process",
     f"{ACCELERATE}::test_a_checkpoint_goes_on_bit_for_bit",
 )
-#: Frameworks, which train and save in their own ways: what a user adds, and the tests of the step, of resuming on as many
-#: ranks and of reading on others.
+#: Frameworks, which train and save in their own ways: what a user adds, and the tests of the step, of resuming on as
+#: many ranks and of reading on others.
 FRAMEWORKS = {
     "Accelerate: DDP, FSDP1": ("`prepare` of ours for FSDP1", *OF_ACCELERATE, None),
     "Accelerate: FSDP2, HSDP": (
