@@ -47,7 +47,9 @@ def save(accelerator: Any, output: Path, step: int, settings: dict[str, Any], ke
     accelerator.save_state(str(path))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (path / MARK).write_text(json.dumps({"format": FORMAT, "settings": plain(settings)}), encoding="utf-8")
+        mark = json.dumps({"format": FORMAT, "settings": plain(settings)})
+        (path / f"{MARK}.new").write_text(mark, encoding="utf-8")
+        (path / f"{MARK}.new").replace(path / MARK)  # all of it or nothing
         for old in complete(output)[:-keep]:
             shutil.rmtree(old)
 
