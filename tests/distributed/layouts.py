@@ -216,7 +216,7 @@ def stages_of_fsdp2(options: Options, dtype: torch.dtype) -> Parallel:
         {**group, "params": [param for param in group["params"] if names[by_name[param]] == stage]}
         for group in groups(model)
     ]
-    optimizer = Arturo(mine, **options, process_group=mesh["stage"].get_group())
+    optimizer = Arturo(mine, **options, process_group=mesh["stage"])
 
     def exchange() -> dict[str, Tensor]:
         found = {}
