@@ -9,13 +9,15 @@ they are read from the flat vector's own notes.
 from __future__ import annotations
 
 import gc
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-#: The flat vector that a shard is part of, and the shard's place among its parameters.
+#: The flat vector that a shard is part of, and the shard's place among its parameters. The vector holds its shards: a
+#: strong reference to it would keep both for ever.
 _flat_of: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
@@ -74,6 +76,7 @@ def _find(param: Any) -> tuple[Any, int | None] | None:
         flats: list[Any] = [one for one in gc.get_objects() if type(one) is torch.nn.Parameter and _is_flat(one)]
         for flat in flats:
             for index, member in enumerate(flat._params or ()):
-                _flat_of[member] = flat, index
-    found: tuple[Any, int] | None = _flat_of.get(param)
-    return found
+                _flat_of[member] = weakref.ref(flat), index
+    reference, index = _flat_of.get(param, (lambda: None, 0))
+    whole = reference()
+    return None if whole is None else (whole, index)

@@ -30,8 +30,8 @@ def check_layout(param: Any, process_group: Any) -> None:
     One multiplier couples all parameters: summed over a shard only, every rank would take a different step.
 
     Raises:
-        ValueError: DTensor parameters that are sums over ranks, or whose mesh shares ranks with ``process_group``; flat
-            shards (FSDP1) without ``process_group``.
+        ValueError: DTensor parameters that are sums over ranks, whose mesh leaves this rank out or shares ranks with
+            ``process_group``; flat shards (FSDP1) without ``process_group``.
     """
     if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
         raise ValueError(
@@ -51,6 +51,11 @@ def check_layout(param: Any, process_group: Any) -> None:
                 f"{sorted(held)} of them: elements would be counted twice. DTensors say themselves which ranks hold "
                 "what: leave process_group out, or give the group of the pipeline's stages alone."
             )
+    if is_dtensor(param) and param.device_mesh.get_coordinate() is None:
+        raise ValueError(
+            "Arturo: a DTensor parameter lives on a mesh that this rank is no part of: its sums would leave out what the "
+            "others have. Give every rank the parameters it holds, and process_group for the ranks they are split over."
+        )
     if fsdp1.is_shard(param) and process_group is None and not fsdp1.is_whole(param):
         raise ValueError(
             "Arturo: the parameters are FSDP1 shards, and the trust region needs sums over all of them. Pass "

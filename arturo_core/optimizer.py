@@ -496,7 +496,7 @@ class Arturo(Optimizer):
             part = {}
             for name, value in state.items():
                 if value.dim() or param.dim() == 0:
-                    here = sharding.local(value, param) if value.dim() else value
+                    here = sharding.local(value, param) if value.dim() or sharding.is_dtensor(value) else value
                     runs = flat.without_padding(param, here) or [here[:0]]
                     part[name] = torch.cat([run.reshape(-1)[::stride] for run in runs])
             relative = part["hessian"] / self._options.init_hessian if fixed else part["curvature"]
