@@ -53,8 +53,8 @@ def check_layout(param: Any, process_group: Any) -> None:
             )
     if is_dtensor(param) and param.device_mesh.get_coordinate() is None:
         raise ValueError(
-            "Arturo: a DTensor parameter lives on a mesh that this rank is no part of: its sums would leave out what the "
-            "others have. Give every rank the parameters it holds, and process_group for the ranks they are split over."
+            "Arturo: a DTensor parameter lives on a mesh that this rank is no part of: its sums would lack what others "
+            "hold. Give every rank the parameters it holds, and process_group for the ranks they are split over."
         )
     if fsdp1.is_shard(param) and process_group is None and not fsdp1.is_whole(param):
         raise ValueError(
