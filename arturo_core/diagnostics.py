@@ -18,9 +18,6 @@ from arturo_core.trust_region import Multiplier
 #: Quantiles reported of precision and relative curvature.
 QUANTILES = (0.05, 0.5, 0.95)
 
-#: Elements looked at for the quantiles, evenly spaced through all parameters.
-SAMPLE = 1 << 18
-
 
 @dataclass(frozen=True)
 class Report:

@@ -6,7 +6,7 @@ for a device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ def rates(
     return found
 
 
-def length(group: dict[str, Any], options: Options) -> Tensor:
+def length(group: Mapping[str, Any], options: Options) -> Tensor:
     """ℓ of a parameter group at its last step, weight units; 0-dimensional."""
     return _length(group["length"], group["peak_lr"].to(group["length"]), options)
 

@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from arturo_core import bookkeeping, flat, gaussian, learning_rate, reductions, sharding, stepping, weight_scale
+from arturo_core import bookkeeping, gathering, learning_rate, readings, sharding, stepping
 from arturo_core import diagnostics as reporting
-from arturo_core.curvature import CompactBelief, compact_hessian
 from arturo_core.kernels import compiled, eager
-from arturo_core.kernels.chunks import Chunk, Source, chunks
+from arturo_core.kernels.chunks import chunks
 from arturo_core.layouts import check_caller, check_gradient, check_layout, check_parameter, check_step
 from arturo_core.options import (
     PAPER,
@@ -25,7 +24,7 @@ from arturo_core.options import (
     make_options,
 )
 from arturo_core.reductions import Reduction
-from arturo_core.state import allocate, check_saved, restore, table
+from arturo_core.state import allocate, check_saved, restore
 from arturo_core.stepping import Step
 
 if TYPE_CHECKING:
@@ -285,18 +284,18 @@ class Arturo(Optimizer):
         moving = [index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])]
         if not moving:
             return loss
+        options = self._options
         params = (param for group in self.param_groups for param in group["params"])
         reduction = Reduction.over(params, sharding.process_groups(self._process_group))
-        sources = self._gather(moving, reduction)
+        sources = gathering.gather(self.param_groups, self.state, moving, reduction, options)
         if not sources and not reduction.distributed:
             return loss
         home = sources[0].theta.device if sources else _home(self.param_groups)
-        options = self._options
         if not self._agreed:
             reduction.check_agreement(len(moving), options, home)
             self._agreed = True
         work = list(chunks(sources, self._chunk_size(home)))
-        relative, ok = self._survey(work, moving, reduction, home)
+        relative, ok = gathering.survey(self.param_groups, self.state, moving, work, reduction, options, home)
         rates = learning_rate.rates(self.param_groups, moving, options, relative)
         lr = torch.stack([rate.lr for rate in rates.values()])
         step = Step(
@@ -325,27 +324,6 @@ class Arturo(Optimizer):
                 if param.grad is not None:
                     check_gradient(param.grad)
 
-    def _gather(self, moving: list[int], reduction: Reduction) -> list[Source]:
-        """Every parameter of these groups that has a gradient: what of it, and of its state, is on this rank."""
-        names = [row.name for row in table(self._options) if not row.scalar]
-        scalars = [row.name for row in table(self._options) if row.scalar]
-        found = []
-        for index in moving:
-            for param in self.param_groups[index]["params"]:
-                state = self.state.get(param) or {}
-                found += [
-                    Source(
-                        theta=theta,
-                        grad=grad,
-                        state=tuple(statistics),
-                        scalars={name: state[name] for name in scalars},
-                        group=index,
-                        layout=reduction.number[id(param)],
-                    )
-                    for theta, grad, *statistics in sharding.parts(param, [state[name] for name in names if state])
-                ]
-        return found
-
     def _allocate(self) -> None:
         """State for every trainable parameter, with or without a gradient: checkpoints then never lack a key."""
         for group in self.param_groups:
@@ -353,38 +331,6 @@ class Arturo(Optimizer):
                 if not self.state.get(param) and (param.requires_grad or param.grad is not None):
                     check_layout(param, self._process_group)
                     self.state[param] = allocate(param, self._options)
-
-    def _survey(
-        self, work: list[Chunk], moving: list[int], reduction: Reduction, home: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """What a step must know of all ranks before it begins, in one reduction.
-
-        Returns the trust radius that the weights' size allows, infinite where lr is not in weight units, and 1, or 0 if
-        a gradient is not usable. The radius is of all trainable weights: a loss that leaves some out for a step makes
-        the others no smaller.
-        """
-        sized = self._options.noise == "adaptive" and self._options.trust_region == "rms"
-        rows = []
-        for number in range(len(reduction.layouts)):
-            sums = [
-                weight_scale.sums(
-                    [
-                        param
-                        for param in self.param_groups[index]["params"]
-                        if self.state.get(param) and reduction.number[id(param)] == number
-                    ],
-                    home,
-                )
-                for index in (moving if sized else ())
-            ]
-            unusable = reductions.unusable([chunk.grad for chunk in work if chunk.layout == number], home)
-            rows.append(torch.cat([unusable.reshape(1), *sums]))
-        found = reduction.sum(torch.stack(rows))
-        ok = (found[0] == 0.0).to(found)
-        if not sized:
-            return torch.full_like(ok, torch.inf), ok
-        rates = [learning_rate.scalar(self.param_groups[index]["lr"], home) for index in moving]
-        return weight_scale.radius(found[1:].unflatten(0, (-1, 2)), rates), ok
 
     def _chunk_size(self, home: torch.device) -> int:
         if home.type != "cpu":
@@ -401,16 +347,15 @@ class Arturo(Optimizer):
         Raises:
             ValueError: the state is of another mode, optimizer or parameter list. Nothing is changed then.
         """
-        seen: dict[str, Any] = {}
         # Registered last, so it sees what the user's own hooks have made of the dictionary.
-        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: self._inspect(loaded, seen))
+        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: self._inspect(loaded))
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
             self.__dict__.pop("_loading", None)
 
-    def _inspect(self, loaded: dict[str, Any], seen: dict[str, Any]) -> None:
+    def _inspect(self, loaded: dict[str, Any]) -> None:
         """Check what is about to be loaded, and keep it for :meth:`__setstate__`, which torch calls at the end."""
         keys = chain.from_iterable(group["params"] for group in loaded["param_groups"])
         params = list(chain.from_iterable(group["params"] for group in self.param_groups))
@@ -475,34 +420,11 @@ class Arturo(Optimizer):
         skipped = int(group["skipped"])
         numbers = reporting.summarize(self._report, group["calls"] - skipped, skipped)
         if self._report is not None:
-            sample = self._sample()
+            sample = readings.sample(self.param_groups, self.state, self._options)
             if sample:
                 numbers |= reporting.quantiles("curvature", [curvature for curvature, _ in sample])
                 numbers |= reporting.quantiles("precision", [precision for _, precision in sample])
         return numbers
-
-    def _sample(self) -> list[tuple[Tensor, Tensor]]:
-        """Relative curvature and precision of an evenly spaced sample of the weights that have been updated."""
-        groups = {param: group for group in self.param_groups for param in group["params"]}
-        held = [(param, state) for param, state in self.state.items() if state and param in groups]
-        if not held:
-            return []
-        updated = torch.stack([state["step"].cpu() for _, state in held]).tolist()
-        held = [pair for pair, steps in zip(held, updated, strict=True) if steps > 0]
-        stride = max(1, sum(param.numel() for param, _ in held) // reporting.SAMPLE)
-        fixed = self._options.noise == "fixed"
-        found = []
-        for param, state in held:
-            part = {}
-            for name, value in state.items():
-                if value.dim() or param.dim() == 0:
-                    here = sharding.local(value, param) if value.dim() or sharding.is_dtensor(value) else value
-                    runs = flat.without_padding(param, here) or [here[:0]]
-                    part[name] = torch.cat([run.reshape(-1)[::stride] for run in runs])
-            relative = part["hessian"] / self._options.init_hessian if fixed else part["curvature"]
-            if relative.numel():
-                found.append((relative, self._precision(part, groups[param])))
-        return found
 
     @torch.no_grad()
     def precision(self, param: Tensor) -> Tensor:
@@ -514,15 +436,7 @@ class Arturo(Optimizer):
         if not self.state.get(param):
             raise KeyError("Arturo: this parameter has no state yet: its precision exists after the first step().")
         group = next(group for group in self.param_groups if any(param is member for member in group["params"]))
-        return self._precision(self.state[param], group)
-
-    def _precision(self, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
-        options = self._options
-        if options.noise == "fixed":
-            return state["precision"].clone()
-        belief = CompactBelief(*(state[name] for name in CompactBelief._fields))
-        curvature: Tensor = compact_hessian(belief, float(learning_rate.length(group, options))) + options.prior
-        return gaussian.tied_precision(curvature, options.temperature)
+        return readings.precision(self.state[param], group, self._options)
 
 
 def _home(groups: Iterable[dict[str, Any]]) -> torch.device:

@@ -84,8 +84,11 @@ def is_dtensor(tensor: Any) -> bool:
 
 def shard(tensor: Any) -> Tensor:
     """The tensor of this rank's elements; shares their memory."""
-    here: Tensor = tensor.to_local() if is_dtensor(tensor) else tensor
-    return here.detach()
+    here = tensor.to_local() if is_dtensor(tensor) else tensor
+    if hasattr(here, "wait"):  # a collective of DTensors returns before it is done
+        here = here.wait()
+    detached: Tensor = here.detach()
+    return detached
 
 
 def shard_like(param: Any, here: Tensor) -> Tensor:
@@ -117,6 +120,11 @@ def local(tensor: Any, param: Any) -> Tensor:
     return real_view(fsdp1.without_padding(param, shard(tensor)))
 
 
+def runs(tensor: Any, param: Any) -> list[Tensor]:
+    """:func:`local` without the padding that may lie between what is in a flat vector; empty if there is only that."""
+    return flat.without_padding(param, local(tensor, param))
+
+
 def parts(param: Any, statistics: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     """What a step works on of a parameter: weights, gradient and statistics on this rank, real, sharing their memory.
 
@@ -128,15 +136,14 @@ def parts(param: Any, statistics: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     """
     if param.grad is not None and type(param.grad) in _PLAIN and is_plain(param):
         return [(real_view(param.detach()), real_view(param.grad.detach()), *statistics)]
-    grad = _local_gradient(param)
+    grad = _gradient(param)
     if grad is None:
         return []
-    here = (local(param, param), grad, *(local(tensor, param) for tensor in statistics))
-    return list(zip(*(flat.without_padding(param, tensor) for tensor in here), strict=True))
+    return list(zip(*(runs(tensor, param) for tensor in (param, grad, *statistics)), strict=True))
 
 
-def _local_gradient(param: Any) -> Tensor | None:
-    """The gradient of the elements on this rank, real, or None.
+def _gradient(param: Any) -> Tensor | None:
+    """The gradient, laid out as the parameter is, or None.
 
     A gradient that is still a sum over ranks (``Partial``, as of norms under sequence parallelism) is summed here: one
     collective, which all ranks of the mesh reach in the order of the parameters.
@@ -156,9 +163,8 @@ def _local_gradient(param: Any) -> Tensor | None:
         )
     if is_dtensor(grad) and grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
-    here = local(grad, param)
-    # A collective of DTensors returns before it is done.
-    return here.wait() if hasattr(here, "wait") else here
+    whole: Tensor = grad
+    return whole
 
 
 def matrices(param: Any) -> list[tuple[Tensor, Shape]]:

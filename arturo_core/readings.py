@@ -1,0 +1,50 @@
+"""Reading what has been learned of the weights: relative curvature and precision, without changing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arturo_core import gaussian, learning_rate, sharding
+from arturo_core.curvature import CompactBelief, compact_hessian
+from arturo_core.options import Options
+
+#: Elements looked at for the quantiles, evenly spaced through all parameters.
+SAMPLE = 1 << 18
+
+
+def precision(held: Mapping[str, Tensor], group: Mapping[str, Any], options: Options) -> Tensor:
+    """λ of the weights whose state is given (1/weight²; a new tensor)."""
+    if options.noise == "fixed":
+        return held["precision"].clone()
+    belief = CompactBelief(*(held[name] for name in CompactBelief._fields))
+    curvature: Tensor = compact_hessian(belief, float(learning_rate.length(group, options))) + options.prior
+    return gaussian.tied_precision(curvature, options.temperature)
+
+
+def sample(
+    groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]], options: Options
+) -> list[tuple[Tensor, Tensor]]:
+    """Relative curvature and precision of an evenly spaced sample of this rank's weights that have been updated."""
+    group_of = {param: group for group in groups for param in group["params"]}
+    held = [(param, one) for param, one in state.items() if one and param in group_of]
+    if not held:
+        return []
+    updated = torch.stack([one["step"].cpu() for _, one in held]).tolist()
+    held = [pair for pair, steps in zip(held, updated, strict=True) if steps > 0]
+    stride = max(1, sum(param.numel() for param, _ in held) // SAMPLE)
+    fixed = options.noise == "fixed"
+    found = []
+    for param, one in held:
+        part = {}
+        for name, value in one.items():
+            if value.dim() or param.dim() == 0:
+                runs = sharding.runs(value, param) or [sharding.shard(value)[:0]]
+                part[name] = torch.cat([run.reshape(-1)[::stride] for run in runs])
+        relative = part["hessian"] / options.init_hessian if fixed else part["curvature"]
+        if relative.numel():
+            found.append((relative, precision(part, group_of[param], options)))
+    return found
