@@ -26,6 +26,20 @@ def is_shard(param: Any) -> bool:
     return bool(getattr(param, "_fsdp_flattened", False))
 
 
+def is_known(param: Any) -> bool:
+    """Whether the flat vector of a shard could be found."""
+    return _find(param) is not None
+
+
+def is_cut_into(param: Any, number: int) -> bool:
+    """Whether the flat vector of a shard is divided among so many ranks (as far as its sizes tell)."""
+    found = _find(param)
+    if found is None:
+        return False
+    whole, piece = found[0]._unpadded_unsharded_size.numel(), found[0]._sharded_size.numel()
+    return bool(piece == -(-whole // number))
+
+
 def is_whole(param: Any) -> bool:
     """Whether every rank holds all of FSDP1's parameter (``NO_SHARD``, and a group of one rank)."""
     found = _find(param)
@@ -47,11 +61,8 @@ def without_padding(param: Any, tensor: Tensor) -> Tensor:
 def matrices(param: Any) -> list[tuple[Tensor, torch.Size]]:
     """The parameters of a shard: their elements on this rank, and the shapes they were cut from."""
     found = _find(param)
-    if found is None:
-        raise RuntimeError(
-            "Arturo: a parameter says that it is a shard of FSDP1, but no FullyShardedDataParallel module holds it. "
-            "Build the optimizer from model.parameters() of the wrapped model, and keep the model."
-        )
+    if found is None:  # it was there when the optimizer was built
+        raise RuntimeError("Arturo: the FullyShardedDataParallel module of a parameter is gone. Keep the model.")
     flat, index = found
     if index is not None:
         return [(param, flat._shapes[index])]

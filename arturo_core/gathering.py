@@ -53,8 +53,8 @@ def survey(
 
     Returns:
         The trust radius that the weights' size allows, infinite where lr is not in weight units; and 1, or 0 if a
-        gradient is not usable. Both 0-dimensional, wide. The radius is of all trainable weights: a loss that leaves
-        some out for a step makes the others no smaller.
+        gradient is not usable or no rank has any. Both 0-dimensional, wide. The radius is of all trainable weights: a
+        loss that leaves some out for a step makes the others no smaller.
     """
     sized = options.noise == "adaptive" and options.trust_region == "rms"
     held = [[param for param in groups[index]["params"] if state.get(param)] for index in moving] if sized else []
@@ -65,10 +65,11 @@ def survey(
             for params in held
         ]
         unusable = reductions.unusable([chunk.grad for chunk in chunks if chunk.layout == number], home)
-        rows.append(torch.cat([unusable.reshape(1), *sums]))
+        present = torch.full_like(unusable, any(chunk.layout == number for chunk in chunks))
+        rows.append(torch.cat([torch.stack([unusable, present]), *sums]))
     found = reduction.sum(torch.stack(rows))
-    ok = (found[0] == 0.0).to(found)
+    ok = ((found[0] == 0.0) & (found[1] > 0.0)).to(found)
     if not sized:
         return torch.full_like(ok, torch.inf), ok
     rates = [learning_rate.scalar(groups[index]["lr"], home) for index in moving]
-    return weight_scale.radius(found[1:].unflatten(0, (-1, 2)), rates), ok
+    return weight_scale.radius(found[2:].unflatten(0, (-1, 2)), rates), ok

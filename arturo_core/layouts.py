@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from arturo_core import flat, fsdp1
-from arturo_core.sharding import Mesh, is_dtensor, layout, process_groups
+from arturo_core.sharding import is_dtensor
 
 
 def check_parameter(param: Tensor, which: str) -> None:
@@ -31,36 +31,61 @@ def check_layout(param: Any, process_group: Any) -> None:
 
     Raises:
         ValueError: DTensor parameters that are sums over ranks, whose mesh leaves this rank out or shares ranks with
-            ``process_group``; flat shards (FSDP1) without ``process_group``.
+            ``process_group``; flat shards (FSDP1) without ``process_group``, with one of another size, or whose module
+            cannot be found.
     """
     if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
         raise ValueError(
             f"Arturo: a parameter is a DTensor with placements {param.placements}: ranks hold summands of its elements "
             "instead of the elements. Redistribute it to Shard or Replicate placements first."
         )
-    if is_dtensor(param) and process_group is not None:
-        from torch.distributed import get_process_group_ranks
-
-        mesh = layout(param)
-        assert isinstance(mesh, Mesh)
-        held = {rank for dim in mesh.dims for rank in get_process_group_ranks(mesh.mesh.get_group(dim))}
-        split = {rank for group in process_groups(process_group) for rank in get_process_group_ranks(group)}
-        if len(held & split) > 1:
-            raise ValueError(
-                f"Arturo: process_group holds ranks {sorted(split)}, and a DTensor parameter is sharded over ranks "
-                f"{sorted(held)} of them: elements would be counted twice. DTensors say themselves which ranks hold "
-                "what: leave process_group out, or give the group of the pipeline's stages alone."
-            )
     if is_dtensor(param) and param.device_mesh.get_coordinate() is None:
         raise ValueError(
             "Arturo: a DTensor parameter lives on a mesh that this rank is no part of: its sums would lack what others "
             "hold. Give every rank the parameters it holds, and process_group for the ranks they are split over."
         )
-    if fsdp1.is_shard(param) and process_group is None and not fsdp1.is_whole(param):
+    if is_dtensor(param) and process_group is not None:
+        held, split = set(param.device_mesh.mesh.flatten().tolist()), _ranks(process_group)
+        if len(held & split) > 1:
+            raise ValueError(
+                f"Arturo: process_group holds ranks {sorted(split)}, and a DTensor parameter is on a mesh of ranks "
+                f"{sorted(held)}: elements would be counted twice. DTensors say themselves which ranks hold "
+                "what: leave process_group out, or give the group of the pipeline's stages alone."
+            )
+    if fsdp1.is_shard(param):
+        _check_fsdp1(param, process_group)
+
+
+def _check_fsdp1(param: Any, process_group: Any) -> None:
+    if not fsdp1.is_known(param):
+        raise ValueError(
+            "Arturo: a parameter says that it is a shard of FSDP1, but no FullyShardedDataParallel module was found "
+            "that holds it. Build the optimizer from model.parameters() of the wrapped model, keep the model, and call "
+            "gc.freeze() after that, if at all: it hides modules."
+        )
+    if fsdp1.is_whole(param):
+        return
+    if process_group is None:
         raise ValueError(
             "Arturo: the parameters are FSDP1 shards, and the trust region needs sums over all of them. Pass "
             "process_group=FSDP.fsdp_modules(model)[0].process_group."
         )
+    ranks = _ranks(process_group)
+    if not fsdp1.is_cut_into(param, len(ranks)):
+        raise ValueError(
+            f"Arturo: process_group holds {len(ranks)} ranks ({sorted(ranks)}), but FSDP1 has cut its parameters into "
+            "another number of shards; hybrid strategies shard within a node alone. Pass "
+            "process_group=FSDP.fsdp_modules(model)[0].process_group."
+        )
+
+
+def _ranks(process_group: Any) -> set[int]:
+    """The ranks of a group, or of a mesh."""
+    from torch.distributed import get_process_group_ranks
+
+    if hasattr(process_group, "mesh"):
+        return set(process_group.mesh.flatten().tolist())
+    return set(get_process_group_ranks(process_group))
 
 
 def check_caller(process_group: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from arturo_core import bookkeeping, gathering, learning_rate, readings, sharding, stepping
+from arturo_core import agreement, bookkeeping, gathering, learning_rate, readings, sharding, stepping
 from arturo_core import diagnostics as reporting
 from arturo_core.kernels import compiled, eager
 from arturo_core.kernels.chunks import chunks
@@ -89,7 +89,10 @@ class Arturo(Optimizer):
         compile: run the passes through ``torch.compile`` (fewer passes over memory; the first step compiles).
         process_group: ranks over which the parameters are split (a group, or a mesh), for layouts whose parameters do
             not say so themselves (FSDP1, ``ZeroRedundancyOptimizer``, pipeline stages); sums are then taken over them.
-            Every one of these ranks must have as many parameter groups, and the same options and learning rates. Leave
+            Every one of these ranks must have as many parameter groups, the same options and learning rates (compared
+            at the first step, and after a group was added), and take the same steps: an exception on one of them alone
+            leaves the others waiting, as in every collective. Plain parameters beside FSDP1's shards count once, and
+            need the same gradients everywhere. Leave
             it None for replicated (DDP) parameters and for DTensors (FSDP2, tensor parallelism), which say themselves
             which ranks hold what.
 
@@ -142,7 +145,9 @@ class Arturo(Optimizer):
             process_noise=process_noise,
         )
         self._process_group = process_group
-        self._agreed = False
+        #: Where the ranks of the process group keep the scalars of a step, once they have agreed on that and the rest.
+        self._agreed: torch.device | None = None
+        self._lost_process_group = False
         self._report: reporting.Report | None = None
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
         check_group(defaults, self._options)
@@ -228,6 +233,7 @@ class Arturo(Optimizer):
             self.param_groups.pop()
             raise
         bookkeeping.complete(group, bookkeeping.first(self.param_groups))
+        self._agreed = None
 
     def split_over(self, process_group: ProcessGroup | DeviceMesh | None) -> None:
         """Take sums over the ranks of a group from the next step on.
@@ -242,7 +248,8 @@ class Arturo(Optimizer):
             for param in group["params"]:
                 check_layout(param, process_group)
         self._process_group = process_group
-        self._agreed = False
+        self._agreed = None
+        self._lost_process_group = False
 
     # -- the step ----------------------------------------------------------------------------------------------
 
@@ -267,11 +274,17 @@ class Arturo(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse.
+            RuntimeError: a gradient is sparse; the optimizer was unpickled and has lost its ``process_group``.
             ValueError, TypeError: an lr or weight decay was set that is negative, not finite or no number, or groups
-                differ in lr with ``trust_region="kl"``. Nothing has changed then but what the closure did.
+                differ in lr with ``trust_region="kl"``, or ranks of the process group differ in options or groups.
+                Nothing has changed then but what the closure did.
         """
         check_step(self.param_groups)
+        if self._lost_process_group:
+            raise RuntimeError(
+                "Arturo: this optimizer was pickled with a process_group, which cannot be pickled. Call "
+                "split_over(process_group) before the first step; split_over(None) if all parameters are here."
+            )
         loss: float | None = None
         if closure is not None:
             with torch.enable_grad():
@@ -281,6 +294,7 @@ class Arturo(Optimizer):
                 check_group(group, self._options)
         self._check_gradients()
         self._allocate()
+        home = self._home()
         moving = [index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])]
         if not moving:
             return loss
@@ -290,10 +304,6 @@ class Arturo(Optimizer):
         sources = gathering.gather(self.param_groups, self.state, moving, reduction, options)
         if not sources and not reduction.distributed:
             return loss
-        home = sources[0].theta.device if sources else _home(self.param_groups)
-        if not self._agreed:
-            reduction.check_agreement(len(moving), options, home)
-            self._agreed = True
         work = list(chunks(sources, self._chunk_size(home)))
         relative, ok = gathering.survey(self.param_groups, self.state, moving, work, reduction, options, home)
         rates = learning_rate.rates(self.param_groups, moving, options, relative)
@@ -331,6 +341,17 @@ class Arturo(Optimizer):
                 if not self.state.get(param) and (param.requires_grad or param.grad is not None):
                     check_layout(param, self._process_group)
                     self.state[param] = allocate(param, self._options)
+
+    def _home(self) -> torch.device:
+        """Where the scalars of a step live: an accelerator if any parameter is on one; the same on all ranks."""
+        devices = [param.device for group in self.param_groups for param in group["params"]]
+        home = next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+        if self._process_group is None:
+            return home
+        if self._agreed is None:
+            ranks = sharding.process_groups(self._process_group)
+            self._agreed = agreement.agree(ranks, self.param_groups, self._options, home)
+        return self._agreed
 
     def _chunk_size(self, home: torch.device) -> int:
         if home.type != "cpu":
@@ -370,7 +391,8 @@ class Arturo(Optimizer):
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch adds it to every optimizer's; this one has no such option
         self.__dict__.setdefault("_process_group", None)
-        self.__dict__.setdefault("_agreed", False)
+        self.__dict__.setdefault("_agreed", None)
+        self.__dict__.setdefault("_lost_process_group", False)
         self.__dict__.setdefault("_report", None)
         for param, saved in self.__dict__.pop("_loading", ()):
             self.state[param] = restore(saved, param, self._options)
@@ -388,12 +410,13 @@ class Arturo(Optimizer):
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        copied._process_group = self._process_group
+        copied._process_group, copied._lost_process_group = self._process_group, self._lost_process_group
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
         # A process group cannot be pickled; the last step's report is not state.
-        return {**super().__getstate__(), "_options": self._options}
+        lost = self._lost_process_group or self._process_group is not None
+        return {**super().__getstate__(), "_options": self._options, "_lost_process_group": lost}
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -437,8 +460,3 @@ class Arturo(Optimizer):
             raise KeyError("Arturo: this parameter has no state yet: its precision exists after the first step().")
         group = next(group for group in self.param_groups if any(param is member for member in group["params"]))
         return readings.precision(self.state[param], group, self._options)
-
-
-def _home(groups: Iterable[dict[str, Any]]) -> torch.device:
-    """Device of the first parameter, or the CPU."""
-    return next((param.device for group in groups for param in group["params"]), torch.device("cpu"))

@@ -9,7 +9,6 @@ also one that holds no elements or has no gradients.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from arturo_core.options import Options
-from arturo_core.sharding import Elsewhere, Layout, Mesh, layout
+from arturo_core import fsdp1
+from arturo_core.sharding import Elsewhere, Layout, Mesh, is_plain, layout
 from arturo_core.trust_region import wide_dtype
 
 if TYPE_CHECKING:
@@ -46,7 +45,12 @@ class Reduction:
     def over(cls, params: Iterable[Tensor], groups: Sequence[ProcessGroup]) -> Reduction:
         """For these parameters, whether or not they take part in a step."""
         found: dict[Layout, int] = {}
-        number = {id(param): found.setdefault(layout(param), len(found)) for param in params}
+        known = list(params)
+        layouts = [layout(param) for param in known]
+        if groups and any(fsdp1.is_shard(param) for param in known):
+            # The group is that of FSDP1's shards; what FSDP1 was told to ignore is not split.
+            layouts = [Elsewhere.NOWHERE if is_plain(param) else one for param, one in zip(known, layouts, strict=True)]
+        number = {id(param): found.setdefault(one, len(found)) for param, one in zip(known, layouts, strict=True)}
         return cls(found or {Elsewhere.NOT_SAID: 0}, number, groups)
 
     @property
@@ -69,23 +73,6 @@ class Reduction:
         infinite = torch.full((), torch.inf, dtype=wide_dtype(device), device=device)
         parts = [torch.stack([infinite, *(value.to(infinite) for value in part)]).amin() for part in values]
         return self._over_groups(torch.stack(self._over_meshes(torch.stack(parts), "MIN")).amin(), "MIN")
-
-    def check_agreement(self, moving: int, options: Options, device: torch.device) -> None:
-        """Compare what the ranks of the process group were built with; the sums have to be of the same things.
-
-        Raises:
-            ValueError: on every rank, if ranks differ in options or in the number of groups that move.
-        """
-        if not self.groups:
-            return
-        said = torch.tensor([moving, zlib.crc32(repr(options).encode()) % 2**24], dtype=torch.float32, device=device)
-        extremes = torch.stack([self._over_groups(said.clone(), "MIN"), -self._over_groups(-said, "MIN")])
-        if not torch.equal(extremes[0], extremes[1]):
-            what = "the number of parameter groups that move" if extremes[0][0] != extremes[1][0] else "their options"
-            raise ValueError(
-                f"Arturo: the optimizers of the ranks of the process group differ in {what}. Give every rank the same "
-                "parameter groups (an empty tensor stands for a group without parameters), options and learning rates."
-            )
 
     def _over_groups(self, total: Tensor, operation: str) -> Tensor:
         for group in self.groups:

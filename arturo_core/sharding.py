@@ -115,6 +115,14 @@ def shard_of(saved: Any, param: Any) -> Tensor:
     return shard(saved.full_tensor() if is_dtensor(saved) else saved)
 
 
+def fits(saved: Any, param: Any) -> bool:
+    """Whether a saved tensor that is laid out as a parameter was this rank's, as far as its shape tells."""
+    if not (is_dtensor(saved) and is_dtensor(param)):
+        return True
+    alike = saved.device_mesh == param.device_mesh and saved.placements == param.placements
+    return not alike or shard(saved).shape[: param.dim()] == shard(param).shape
+
+
 def local(tensor: Any, param: Any) -> Tensor:
     """The elements on this rank of a tensor laid out like a parameter; shares their memory, real."""
     return real_view(fsdp1.without_padding(param, shard(tensor)))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from arturo_core.curvature import definite
 from arturo_core.options import Options
-from arturo_core.sharding import real_view, shard, shard_like, shard_of
+from arturo_core.sharding import fits, real_view, shard, shard_like, shard_of
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,12 @@ def check_saved(saved: dict[str, Any], param: Tensor, options: Options) -> None:
             raise ValueError(
                 f"Arturo: the state to load has {name!r} of {found} where {shape} is expected: the parameters "
                 "come in another order or shape than when it was saved."
+            )
+        if not fits(value, param):
+            raise ValueError(
+                f"Arturo: the state to load has a shard of {name!r} with {tuple(shard(value).shape)} elements where "
+                f"this rank holds {tuple(shard(param).shape)}: it was saved by another rank. Load each rank's own "
+                "file, or save and load with torch.distributed.checkpoint, which knows them."
             )
 
 

@@ -73,7 +73,7 @@ def sums(params: Sequence[Tensor], home: torch.device) -> Tensor:
     for (_, dtype), (parts, shapes) in alike.items():
         norms = torch._foreach_norm(parts, 2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
         squares = torch.stack(norms).to(home, total.dtype).square()
-        spread, initial, count = _constants(tuple(shapes), home)
+        spread, initial, count = _kept_constants(tuple(shapes), home)
         terms = torch.stack([squares * spread + initial, count])
         total = total + torch.where(torch.isfinite(squares), terms, 0.0).sum(dim=1)
     return total
@@ -86,9 +86,17 @@ def _slices(weight: Tensor) -> Sequence[Tensor]:
     return parts
 
 
-@functools.lru_cache(maxsize=64)
 def _constants(shapes: tuple[Shape, ...], home: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """1/min(m, n), elements × φ/(m n), and elements, of every part of a matrix. Kept: a device gets them once."""
+    """1/min(m, n), elements × φ/(m n), and elements, of every part of a matrix."""
     rows = [(1.0 / min(m, n), INITIAL_SHARE * elements / (m * n), float(elements)) for elements, m, n in shapes]
     spread, initial, count = torch.tensor(rows, dtype=wide_dtype(home)).to(home).unbind(dim=1)
     return spread, initial, count
+
+
+#: A device gets them once.
+_kept = functools.lru_cache(maxsize=64)(_constants)
+
+
+def _kept_constants(shapes: tuple[Shape, ...], home: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    # Under FakeTensorMode (memory estimates, export) tensors are made that no later step could use.
+    return (_kept if type(torch.empty(0)) is Tensor else _constants)(shapes, home)

@@ -38,6 +38,7 @@ Written for DeepSpeed 0.19.8; what it reads there is private, and a version that
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -111,7 +112,7 @@ def attach(engine: Any) -> Arturo:
 
 
 @dataclass
-class _StepOfAll:
+class _StepOfAll(ABC):
     """Called by ZeRO in place of its own step of part ``number``; gathers the parts, and steps all with the last."""
 
     zero: Any
@@ -139,13 +140,13 @@ class _StepOfAll:
             part.vector.grad = gradient
             self.publish(index)
 
+    @abstractmethod
     def step(self) -> None:
         """One step of the optimizer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def publish(self, number: int) -> None:
         """Copy a part's weights to where ZeRO has them for the model, as it does after a step."""
-        raise NotImplementedError
 
 
 class _Stage1And2(_StepOfAll):

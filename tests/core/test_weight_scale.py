@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from problems import adaptive_bound
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from arturo_core import Arturo, learning_rate
 from arturo_core.options import RADIUS_PER_SIGNAL
@@ -218,3 +219,12 @@ def test_a_long_sum_of_squares_keeps_its_digits() -> None:
 )
 def test_what_counts_as_a_matrix(shape: tuple[int, ...], found: tuple[int, int] | None) -> None:
     assert [shape for _, shape in matrices(torch.zeros(shape))] == ([found] if found else [])
+
+
+def test_a_rehearsal_with_fake_tensors_leaves_nothing_behind() -> None:
+    """Memory estimates step a model of fake tensors; what they leave in a cache, no real step could use."""
+    shape = (37, 11)  # of no other test
+    for _ in range(2):
+        with FakeTensorMode():
+            assert sums([torch.ones(shape)], torch.device("cpu")).shape == (2,)
+    assert float(sums([torch.ones(shape)], torch.device("cpu"))[1]) == 37 * 11

@@ -151,6 +151,33 @@ def fsdp1_flat(options: Options, dtype: torch.dtype) -> Parallel:
     return fsdp1(options, dtype, use_orig_params=False)
 
 
+def fsdp1_beside_others(options: Options, dtype: torch.dtype) -> Parallel:
+    """FSDP1 leaves the norm and the head alone: every rank holds them, and averages their gradients itself."""
+    model = network(dtype)
+    ignored = [*model.norm.parameters(), *model.head.parameters()]
+    for param in ignored:
+        param.register_post_accumulate_grad_hook(_average)
+    wrapped = FullyShardedDataParallel(
+        model, use_orig_params=True, ignored_states=ignored, device_id=torch.device("cpu")
+    )
+    optimizer = Arturo(groups(wrapped), **options, process_group=wrapped.process_group)
+
+    def whole() -> dict[str, Tensor]:
+        with FullyShardedDataParallel.state_dict_type(wrapped, StateDictType.FULL_STATE_DICT):
+            return {name: value.clone() for name, value in wrapped.state_dict().items()}
+
+    def spoil() -> None:
+        model.norm.weight.grad[0] = torch.inf
+
+    return Parallel(wrapped, optimizer, everywhere(), whole, spoil)
+
+
+def _average(param: Tensor) -> None:
+    assert param.grad is not None
+    distributed.all_reduce(param.grad)
+    param.grad /= distributed.get_world_size()
+
+
 def fsdp1_whole(options: Options, dtype: torch.dtype) -> Parallel:
     """NO_SHARD: every rank holds everything, whether or not a group is given."""
     model = network(dtype)
@@ -258,6 +285,8 @@ MATRIX: dict[str, tuple[Callable[[Options, torch.dtype], Parallel], int]] = {
     "FSDP1-3": (fsdp1, 3),
     "FSDP1 flat-2": (fsdp1_flat, 2),
     "FSDP1 flat-3": (fsdp1_flat, 3),
+    "FSDP1 beside others-2": (fsdp1_beside_others, 2),
+    "FSDP1 beside others-3": (fsdp1_beside_others, 3),
     "FSDP1 NO_SHARD-2": (fsdp1_whole, 2),
     "ZeRO-2": (zero, 2),
     "ZeRO-4": (zero, 4),

@@ -26,6 +26,7 @@ LAYOUTS = {
     "sequence parallel": ("sequence parallel", "nothing"),
     "FSDP1, original parameters": ("FSDP1", "`process_group`"),
     "FSDP1, flat parameters": ("FSDP1 flat", "`process_group`"),
+    "FSDP1 with ignored parameters": ("FSDP1 beside others", "`process_group`; average their gradients"),
     "FSDP1 `NO_SHARD`": ("FSDP1 NO_SHARD", "nothing"),
     "`ZeroRedundancyOptimizer`": ("ZeRO", "`process_group`, by `functools.partial`"),
     "pipeline-like stages": ("stages", "`process_group`"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,10 @@ from layouts import fsdp
 from problem import groups, network
 from ranks import run
 from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from arturo_core import Arturo
 
@@ -57,14 +59,99 @@ def other_groups() -> None:
     Arturo(split, process_group=distributed.group.WORLD).step()
 
 
+def other_rates() -> None:
+    lr = 1e-3 * (1 + distributed.get_rank())
+    Arturo(groups(network()), lr=lr, process_group=distributed.group.WORLD).step()
+
+
+def a_rank_at_rest() -> None:
+    """Where one rank's learning rate is 0, it would take part in no sum."""
+    lr = 1e-3 * distributed.get_rank()
+    Arturo(groups(network()), lr=lr, process_group=distributed.group.WORLD).step()
+
+
+def a_group_that_has_other_options_from_now_on() -> None:
+    model = network()
+    optimizer = Arturo(model.up.parameters(), process_group=distributed.group.WORLD)
+    optimizer.step()
+    optimizer.add_param_group({"params": model.down.parameters(), "maximize": distributed.get_rank() == 0})
+    optimizer.step()
+
+
+def replicas_counted_twice() -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    whole = torch.nn.Parameter(DTensor.from_local(torch.zeros(3), mesh, [Replicate()]))
+    Arturo([whole], process_group=distributed.group.WORLD)
+
+
+def mesh_counted_twice() -> None:
+    model = network()
+    mesh = init_device_mesh("cpu", (2,))
+    fsdp(model, mesh)
+    Arturo(model.parameters(), process_group=mesh)
+
+
+def meshes_of_other_ranks() -> None:
+    """Each rank is given a DTensor that lives on the other one."""
+    meshes = [DeviceMesh("cpu", [1]), DeviceMesh("cpu", [0])]
+    mesh = meshes[distributed.get_rank()]
+    here = DTensor.from_local(torch.zeros(0), mesh, [Shard(0)], run_check=False, shape=torch.Size([3]), stride=(1,))
+    Arturo([torch.nn.Parameter(here)])
+
+
+def another_group_than_fsdp1s() -> None:
+    """As under hybrid strategies, whose groups of shards are not all ranks."""
+    model = FullyShardedDataParallel(network(), use_orig_params=True, device_id=torch.device("cpu"))
+    alone, _ = distributed.new_subgroups(1)
+    Arturo(model.parameters(), process_group=alone)
+
+
+def frozen_garbage() -> None:
+    model = FullyShardedDataParallel(network(), use_orig_params=True, device_id=torch.device("cpu"))
+    gc.freeze()
+    try:
+        Arturo(model.parameters(), process_group=model.process_group)
+    finally:
+        gc.unfreeze()
+
+
+def the_shard_of_another_rank() -> None:
+    """Five rows are three and two: the shapes tell."""
+    mesh = init_device_mesh("cpu", (2,))
+    model = torch.nn.Linear(3, 5, bias=False)
+    fully_shard(model, mesh=mesh)
+    optimizer = Arturo(model.parameters())
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    saved = io.BytesIO()
+    torch.save(optimizer.state_dict(), saved)
+    exchanged: list[Any] = [None, None]
+    distributed.all_gather_object(exchanged, saved.getvalue())
+    other = torch.load(io.BytesIO(exchanged[1 - distributed.get_rank()]), weights_only=False)
+    before = optimizer.state_dict()["state"][0]["noise"].to_local().clone()
+    try:
+        optimizer.load_state_dict(other)
+    finally:
+        assert torch.equal(optimizer.state_dict()["state"][0]["noise"].to_local(), before)
+
+
 REFUSED = {
     "FSDP1 without a group": (fsdp1_without_a_group, "FSDP.fsdp_modules"),
     "ZeRO without a group": (zero_without_a_group, "functools.partial(Arturo, process_group="),
     "ZeRO with a group": (zero_with_a_group_is_not_refused, "built"),
     "DTensors counted twice": (dtensors_counted_twice, "leave process_group out"),
     "partial parameter": (partial_parameter, "Redistribute it"),
-    "other options": (other_options, "differ in their options"),
-    "other groups": (other_groups, "differ in the number of parameter groups"),
+    "other options": (other_options, "differ in options: kl_rtol (0.001 and 0.002)"),
+    "other groups": (other_groups, "differ in the number of parameter groups (1 and 2)"),
+    "other rates": (other_rates, "differ in parameter group 0: lr (0.001 and 0.002)"),
+    "a rank at rest": (a_rank_at_rest, "differ in parameter group 0: lr (0.0 and 0.001)"),
+    "a late group": (a_group_that_has_other_options_from_now_on, "differ in parameter group 1: maximize"),
+    "replicas counted twice": (replicas_counted_twice, "leave process_group out"),
+    "meshes of other ranks": (meshes_of_other_ranks, "a mesh that this rank is no part of"),
+    "mesh counted twice": (mesh_counted_twice, "leave process_group out"),
+    "FSDP1 with another group": (another_group_than_fsdp1s, "another number of shards"),
+    "FSDP1 out of sight": (frozen_garbage, "call gc.freeze() after that"),
+    "another rank's shard": (the_shard_of_another_rank, "it was saved by another rank"),
 }
 
 
