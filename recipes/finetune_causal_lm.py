@@ -29,7 +29,7 @@ from recipes.causal_lm import checkpoints, report
 from recipes.causal_lm import options as command_line
 from recipes.causal_lm.data import Order
 from recipes.causal_lm.options import Options
-from recipes.text.errors import InputError
+from recipes.text.errors import exit_code
 from recipes.text.record import environment
 
 
@@ -223,12 +223,7 @@ def finish(run: Run, described: dict[str, Any], parameters: int, earlier: list[r
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        train(command_line.parse(argv), Console())
-    except InputError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    return exit_code(lambda: train(command_line.parse(argv), Console()))
 
 
 if __name__ == "__main__":

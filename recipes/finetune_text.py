@@ -23,7 +23,7 @@ from rich.console import Console
 from recipes.text import options as command_line
 from recipes.text import packaged, report
 from recipes.text.data import TextData, load, majority
-from recipes.text.errors import InputError
+from recipes.text.errors import exit_code
 from recipes.text.options import Options
 
 
@@ -170,13 +170,7 @@ def compare(options: Options, console: Console) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    console = Console()
-    try:
-        compare(command_line.parse(argv), console)
-    except InputError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    return exit_code(lambda: compare(command_line.parse(argv), Console()))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,14 @@ def _steps(run, steps) -> None:
     optimizer.zero_grad()
 
 
+def _reread(run, fresh):
+    """Weights and optimizer state of a run, through the state dict into a fresh one."""
+    saved = copy.deepcopy(get_optimizer_state_dict(run[0], run[-1]))
+    fresh[0].load_state_dict(run[0].state_dict())
+    set_optimizer_state_dict(fresh[0], fresh[-1], saved)
+    return fresh
+
+
 @pytest.mark.parametrize("flatten", [False, True], ids=["nested", "flat"])
 @pytest.mark.parametrize("groups", [False, True], ids=["one group", "two groups"])
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["float lr", "tensor lr"])
@@ -89,12 +97,9 @@ def test_distributed_checkpointing_with_an_empty_group(options):
         model, loss = classifier()
         return model, loss, Arturo([{"params": []}, {"params": model.parameters()}], **options)
 
-    model, _, optimizer = run = make()
+    _, _, optimizer = run = make()
     _steps(run, range(3))
-    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
-    fresh_model, _, fresh = resumed = make()
-    fresh_model.load_state_dict(model.state_dict())
-    set_optimizer_state_dict(fresh_model, fresh, saved)
+    _, _, fresh = resumed = _reread(run, make())
     _steps(run, range(3, 5))
     _steps(resumed, range(3, 5))
     assert_identical(snapshot(fresh)["weights"], snapshot(optimizer)["weights"])
@@ -108,12 +113,9 @@ def test_distributed_checkpointing_of_bfloat16_weights(options):
         model, loss = classifier(torch.bfloat16)
         return model, loss, Arturo(model.parameters(), **options)
 
-    model, _, optimizer = run = make()
+    _, _, optimizer = run = make()
     _steps(run, range(3))
-    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
-    fresh_model, _, fresh = resumed = make()
-    fresh_model.load_state_dict(model.state_dict())
-    set_optimizer_state_dict(fresh_model, fresh, saved)
+    _, _, fresh = resumed = _reread(run, make())
     assert_identical(snapshot(fresh)["state"], snapshot(optimizer)["state"])
     _steps(run, range(3, 5))
     _steps(resumed, range(3, 5))
@@ -138,10 +140,7 @@ def test_distributed_checkpointing_with_frozen_and_unused_parameters(options):
 
     model, optimizer = make()
     steps(model, optimizer, 3)
-    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
-    fresh_model, fresh = make()
-    fresh_model.load_state_dict(model.state_dict())
-    set_optimizer_state_dict(fresh_model, fresh, saved)
+    fresh_model, fresh = _reread((model, optimizer), make())
     assert_identical(snapshot(fresh)["state"], snapshot(optimizer)["state"])
     steps(model, optimizer, 2)
     steps(fresh_model, fresh, 2)

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon
 
+from recipes.benchmarks.joined import Joined
+
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The trainable matrices between input and output: no embeddings, no output layer, no convolutions.
@@ -29,37 +31,16 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-class MuonWithAdamW:
-    """`torch.optim.Muon` for :func:`hidden_matrices` and fused AdamW for the rest, at one lr in AdamW's units.
-
-    It has what the training loop uses of an optimizer: ``param_groups``, ``zero_grad``, ``step``, ``state_dict``.
-    """
+class MuonWithAdamW(Joined):
+    """`torch.optim.Muon` for :func:`hidden_matrices` and fused AdamW for the rest, at one lr in AdamW's units."""
 
     def __init__(self, model: nn.Module, lr: float) -> None:
         hidden = hidden_matrices(model)
         chosen = {id(param) for param in hidden}
         rest = [param for param in model.parameters() if param.requires_grad and id(param) not in chosen]
-        self.parts: list[torch.optim.Optimizer] = []
+        parts: list[torch.optim.Optimizer] = []
         if hidden:
-            self.parts.append(Muon(hidden, lr=lr, adjust_lr_fn="match_rms_adamw"))
+            parts.append(Muon(hidden, lr=lr, adjust_lr_fn="match_rms_adamw"))
         if rest:
-            self.parts.append(AdamW(rest, lr=lr, fused=True))
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return [group for part in self.parts for group in part.param_groups]
-
-    def zero_grad(self) -> None:
-        for part in self.parts:
-            part.zero_grad()
-
-    def step(self) -> None:
-        for part in self.parts:
-            part.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        contents = [part.state_dict() for part in self.parts]
-        return {
-            "state": [content["state"] for content in contents],
-            "param_groups": [content["param_groups"] for content in contents],
-        }
+            parts.append(AdamW(rest, lr=lr, fused=True))
+        super().__init__(*parts)

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Muon
 
 from arturo_core import Arturo
+from recipes.benchmarks.joined import Joined
 from recipes.benchmarks.scaling.layouts import Split
 
 Groups = list[dict[str, Any]]
@@ -38,27 +39,12 @@ def kinds_apart(groups: Groups) -> Groups:
     return found
 
 
-class Several:
-    """Optimizers that step as one."""
-
-    def __init__(self, *parts: Optimizer) -> None:
-        self.parts = parts
-
-    def step(self) -> None:
-        for part in self.parts:
-            part.step()
-
-    def zero_grad(self) -> None:
-        for part in self.parts:
-            part.zero_grad()
-
-
-def muon(split: Split) -> Several:
+def muon(split: Split) -> Joined:
     """The blocks' matrices by Muon, the rest by AdamW, as Muon is meant to be used."""
     named = list(split.model.named_parameters())
     hidden = {name: param for name, param in named if name.endswith(("up.weight", "down.weight"))}
     rest = decay_groups((name, param) for name, param in named if name not in hidden)
-    return Several(Muon(hidden.values(), lr=1e-3), AdamW(kinds_apart(rest), lr=1e-3, fused=True))
+    return Joined(Muon(hidden.values(), lr=1e-3), AdamW(kinds_apart(rest), lr=1e-3, fused=True))
 
 
 def adamw(split: Split, fused: bool) -> AdamW:
