@@ -90,9 +90,9 @@ class Arturo(Optimizer):
         process_group: ranks over which the parameters are split (a group, or a mesh), for layouts whose parameters do
             not say so themselves (FSDP1, ``ZeroRedundancyOptimizer``, pipeline stages); sums are then taken over them.
             Every one of these ranks must have as many parameter groups, the same options and learning rates (compared
-            at the first step, and after a group was added), and take the same steps: an exception on one of them alone
-            leaves the others waiting, as in every collective. Plain parameters beside FSDP1's shards count once, and
-            need the same gradients everywhere. Leave
+            at the first step that moves, and after a group was added), and take the same steps: an exception on one of
+            them alone, or learning rates of 0, leave the others waiting, as in every collective. Plain parameters
+            beside FSDP1's shards count once, and need the same gradients everywhere. Leave
             it None for replicated (DDP) parameters and for DTensors (FSDP2, tensor parallelism), which say themselves
             which ranks hold what.
 
@@ -229,7 +229,7 @@ class Arturo(Optimizer):
                     "Arturo: a parameter appears twice in one group. Pass each parameter once (tied weights are one "
                     "parameter: model.parameters() lists them once)."
                 )
-        except (ValueError, TypeError, NotImplementedError):
+        except (ValueError, TypeError):
             self.param_groups.pop()
             raise
         bookkeeping.complete(group, bookkeeping.first(self.param_groups))
@@ -294,10 +294,10 @@ class Arturo(Optimizer):
                 check_group(group, self._options)
         self._check_gradients()
         self._allocate()
-        home = self._home()
         moving = [index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])]
         if not moving:
             return loss
+        home = self._home()
         options = self._options
         params = (param for group in self.param_groups for param in group["params"])
         reduction = Reduction.over(params, sharding.process_groups(self._process_group))

@@ -69,9 +69,9 @@ def prepare(
         The model, the optimizer and the others, prepared, in this order.
 
     Raises:
-        NotImplementedError: the Accelerator is configured for Megatron-LM.
-        ValueError: a trainable parameter of the model is not in the optimizer, or FSDP leaves one unsharded; and what
-            ``Arturo``, ``accelerator.prepare`` and, under DeepSpeed, ``attach`` raise.
+        ValueError: the Accelerator is configured for Megatron-LM; a trainable parameter of the model is not in the
+            optimizer, or FSDP leaves one unsharded; and what ``Arturo``, ``accelerator.prepare`` and, under DeepSpeed,
+            ``attach`` raise.
     """
 
     def build(module: nn.Module, **found: Any) -> Arturo:
@@ -115,7 +115,7 @@ def _deepspeed(accelerator: Accelerator, model: nn.Module, others: tuple[Any, ..
 
 
 def _megatron(accelerator: Accelerator, model: nn.Module, others: tuple[Any, ...], build: Build) -> tuple[Any, ...]:
-    raise NotImplementedError(
+    raise ValueError(
         "Arturo: with Megatron-LM, Accelerate builds an optimizer of Megatron's own. Use FSDP2: accelerate launch "
         "--use_fsdp --fsdp_version 2."
     )

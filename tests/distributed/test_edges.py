@@ -13,6 +13,7 @@ from layouts import fsdp2, stages
 from problem import MODES, network, train
 from ranks import run
 from torch import distributed
+from torch.distributed.tensor.debug import CommDebugMode
 
 from arturo_core import Arturo, agreement
 
@@ -81,6 +82,26 @@ def agreed_devices() -> list[str]:
 
 def test_ranks_agree_where_to_reduce(tmp_path: Path) -> None:
     assert run(agreed_devices, 2, tmp_path) == [["cpu", "meta", "meta", "meta"]] * 2
+
+
+def steps_of_one_rank() -> dict[str, int]:
+    """At lr 0 a rank can step alone: it asks the others for nothing."""
+    found = {}
+    for name, build in {"DTensors": fsdp2, "process group": stages}.items():
+        parallel = build({**OPTIONS, "lr": 0.0}, torch.float64)
+        if distributed.get_rank() == 0:
+            for group in parallel.optimizer.param_groups:
+                for param in group["params"]:
+                    param.grad = torch.ones_like(param)
+            with CommDebugMode() as sent:
+                parallel.optimizer.step()
+            found[name] = sent.get_total_counts()
+    distributed.barrier()
+    return found
+
+
+def test_at_rest_there_are_no_collectives(tmp_path: Path) -> None:
+    assert run(steps_of_one_rank, 2, tmp_path) == [{"DTensors": 0, "process group": 0}, {}]
 
 
 def pickled_steps() -> tuple[str, bool]:

@@ -64,12 +64,6 @@ def other_rates() -> None:
     Arturo(groups(network()), lr=lr, process_group=distributed.group.WORLD).step()
 
 
-def a_rank_at_rest() -> None:
-    """Where one rank's learning rate is 0, it would take part in no sum."""
-    lr = 1e-3 * distributed.get_rank()
-    Arturo(groups(network()), lr=lr, process_group=distributed.group.WORLD).step()
-
-
 def a_group_that_has_other_options_from_now_on() -> None:
     model = network()
     optimizer = Arturo(model.up.parameters(), process_group=distributed.group.WORLD)
@@ -144,7 +138,6 @@ REFUSED = {
     "other options": (other_options, "differ in options: kl_rtol (0.001 and 0.002)"),
     "other groups": (other_groups, "differ in the number of parameter groups (1 and 2)"),
     "other rates": (other_rates, "differ in parameter group 0: lr (0.001 and 0.002)"),
-    "a rank at rest": (a_rank_at_rest, "differ in parameter group 0: lr (0.0 and 0.001)"),
     "a late group": (a_group_that_has_other_options_from_now_on, "differ in parameter group 1: maximize"),
     "replicas counted twice": (replicas_counted_twice, "leave process_group out"),
     "meshes of other ranks": (meshes_of_other_ranks, "a mesh that this rank is no part of"),

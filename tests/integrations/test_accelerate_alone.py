@@ -80,7 +80,7 @@ def test_trained_weights_that_the_optimizer_does_not_hold_are_refused():
 
 def test_a_framework_with_an_optimizer_of_its_own_is_refused():
     configured = SimpleNamespace(distributed_type=DistributedType.MEGATRON_LM, is_fsdp2=False)
-    with pytest.raises(NotImplementedError, match="Arturo: with Megatron"):
+    with pytest.raises(ValueError, match="Arturo: with Megatron"):
         prepare(configured, torch.nn.Linear(2, 2), lr=1e-3)
 
 
