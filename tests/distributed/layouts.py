@@ -105,6 +105,20 @@ def hsdp(options: Options, dtype: torch.dtype) -> Parallel:
     return sharded(model, options, everywhere())
 
 
+def several_meshes(options: Options, dtype: torch.dtype) -> Parallel:
+    """As experts beside the rest: one matrix over all ranks, one over half of them, the norm on every one."""
+    everyone = init_device_mesh("cpu", (4,))
+    halves = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    model = network(dtype)
+    fully_shard(model.up, mesh=everyone)
+    fully_shard(model.down, mesh=halves)
+    kept = set(model.norm.parameters())
+    for param in kept:
+        param.register_post_accumulate_grad_hook(_average)
+    fully_shard(model, mesh=everyone, ignored_params=kept)
+    return sharded(model, options, everywhere())
+
+
 def fsdp2_and_tp(options: Options, dtype: torch.dtype) -> Parallel:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("fsdp", "tp"))
     model = network(dtype)
@@ -278,6 +292,7 @@ MATRIX: dict[str, tuple[Callable[[Options, torch.dtype], Parallel], int]] = {
     "FSDP2-4": (fsdp2, 4),
     "HSDP-2x2": (hsdp, 4),
     "FSDP2xTP-2x2": (fsdp2_and_tp, 4),
+    "several meshes-4": (several_meshes, 4),
     "TP-2": (tp, 2),
     "TP-4": (tp, 4),
     "sequence parallel-2": (sp, 2),

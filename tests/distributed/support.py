@@ -22,6 +22,7 @@ LAYOUTS = {
     "FSDP2": ("FSDP2", "nothing"),
     "HSDP": ("HSDP", "nothing"),
     "FSDP2 × TP": ("FSDP2xTP", "nothing"),
+    "several meshes, plain norms": ("several meshes", "nothing"),
     "TP, plain norms": ("TP", "nothing"),
     "sequence parallel": ("sequence parallel", "nothing"),
     "FSDP1, original parameters": ("FSDP1", "`process_group`"),

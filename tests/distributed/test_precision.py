@@ -19,6 +19,7 @@ from arturo_core import Arturo
 #: Sums of a quarter of a million float32 elements, cut in as many ways as there are ranks.
 WIDTHS = (300, 500, 211)
 RANKS = (2, 3, 4)
+MANY = 8
 
 
 def wide(dtype: torch.dtype) -> nn.Module:
@@ -62,9 +63,13 @@ def bfloat16(layout: str) -> tuple[dict[str, Any], set[torch.dtype]]:
     return state, dtypes
 
 
+def work_of_multipliers() -> dict[str, Any]:
+    return {mode: eta_of_float32(mode) for mode in ("rms", "kl", "fixed")}
+
+
 def work() -> dict[str, Any]:
     world = distributed.get_world_size()
-    found: dict[str, Any] = {mode: eta_of_float32(mode) for mode in ("rms", "kl", "fixed")}
+    found = work_of_multipliers()
     found["bfloat16"] = bfloat16(f"FSDP2-{world}")
     return found
 
@@ -84,6 +89,12 @@ def test_multiplier_of_float32_sums(mode: str, world: int, results: dict[int, li
     for rank in results[world]:
         assert rank[mode] == results[world][0][mode]
         assert rank[mode] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["rms", "kl", "fixed"])
+def test_multiplier_of_float32_sums_on_many_ranks(mode: str, tmp_path: Path) -> None:
+    test_multiplier_of_float32_sums(mode, MANY, {MANY: run(work_of_multipliers, MANY, tmp_path)})
 
 
 @pytest.mark.parametrize("world", RANKS)
