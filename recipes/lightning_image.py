@@ -9,8 +9,8 @@
 All a LightningModule of yours needs is `Arturo(self.parameters(), lr=1e-3)` in `configure_optimizers`; see
 `recipes.image.module`. For a seed every optimizer gets the same split, order of batches, crops and flips, initial
 weights and dropout. The test part is read once, after training, with the last weights. A resumed run goes on exactly:
-on a CPU bit for bit. The output folder receives metrics.json (after every run), curves.png and curves.svg, the trained
-model of each run as a Lightning checkpoint, and Lightning's CSV logs.
+on a CPU bit for bit, with as many threads as before. The output folder receives metrics.json (after every run),
+curves.png and curves.svg, the trained model of each run as a Lightning checkpoint, and Lightning's CSV logs.
 """
 
 from __future__ import annotations
@@ -107,6 +107,12 @@ def train(
     }
 
 
+def set_aside(path: Path) -> None:
+    """Rename the results of an earlier comparison, which --resume would take for this one's."""
+    if path.exists():
+        path.replace(path.with_name("metrics.previous.json"))
+
+
 def run_name(optimizer: str, seed: int) -> str:
     return f"{optimizer}-seed{seed}"
 
@@ -135,16 +141,18 @@ def compare(options: Options, console: Console) -> None:
             split_seed=options.split_seed,
         )
     Order(len(images.parts["train"][1]), options.batch_size, 0)  # raises where there is no full batch
+    saved = {run: checkpoints.complete(options.output, run_name(run[1], run[0])) for run in options.runs}
+    if not options.resume:
+        if any(saved.values()):
+            raise InputError(
+                f"{options.output / 'checkpoints'} holds an unfinished run: go on with it by --resume, choose another "
+                "--output, or delete that folder"
+            )
+        set_aside(options.output / "metrics.json")
     record = Record(options.output, options.settings(), images.summary(), options.resume)
-    left = [run for run in options.runs if not record.has(run[1], run[0])]
-    found = {run: checkpoints.complete(options.output, run_name(run[1], run[0])) for run in left}
-    if options.resume and not record.runs and not any(found.values()):
+    if options.resume and not record.runs and not any(saved.values()):
         raise InputError(f"{options.output} has neither finished runs nor checkpoints; start without --resume")
-    if not options.resume and any(found.values()):
-        raise InputError(
-            f"{options.output / 'checkpoints'} holds an unfinished run: go on with it by --resume, choose another "
-            "--output, or delete that folder"
-        )
+    left = [run for run in options.runs if not record.has(run[1], run[0])]
     resumed = {
         run: checkpoints.find(options.output, run_name(run[1], run[0]), identity(options, images), console)
         for run in left
