@@ -203,7 +203,7 @@ def by_fabric(name: str, folder: Path) -> dict[str, Any]:
         fabric = Fabric(accelerator="cpu", devices=WORLD, strategy=strategy)
         fabric.launch()
         model = fabric.setup_module(network(torch.float64, seed))
-        return fabric, model, fabric.setup_optimizers(optimizer_for(model, **OPTIONS))
+        return fabric, model, fabric.setup_optimizers(optimizer_for(model, lr=OPTIONS["lr"]))
 
     def train(fabric: Any, model: Any, optimizer: Any) -> dict[str, Any]:
         numbers = []
@@ -281,12 +281,12 @@ def everything(folder: Path) -> dict[Any, Any]:
     return found
 
 
-def single(named: bool = True, accumulate: int = 1) -> dict[str, Any]:
+def single(named: bool = True, accumulate: int = 1, epochs: int = EPOCHS) -> dict[str, Any]:
     """The same training in one process, by hand; the numbers of every step and the weights at the end."""
     model = network(torch.float64)
     optimizer = Arturo(groups(model), **(OPTIONS if named else {**OPTIONS, "weight_decay": 0.0}))
     numbers = []
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for index, one in enumerate(loader(torch.float64)):
             (squares(model, one) / accumulate).backward()
             if (index + 1) % accumulate == 0 or index + 1 == BATCHES:
