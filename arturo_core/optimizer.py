@@ -444,6 +444,8 @@ class Arturo(Optimizer):
         * ``bound_active``: whether the bound decided the step's length.
         * ``step_scale``: 1; below or above only if the dual ran out of evaluations before meeting ``kl_rtol``.
         * ``step_rms``: root mean square of the step without weight decay, also before it is rounded (weight units).
+        * ``step_resolution``: ``step_rms`` over the RMS of half the spacing of neighbouring weights in their dtype;
+          below 1 rounding swallows most of a step. Left out where all weights are 0.
         * ``innovation_ratio``: mean of e²/S, 1 when the filter is consistent.
         * ``steps``, ``skipped_steps``: steps taken, and skipped for non-finite gradients (with several ranks and an
           accelerator also where no rank had a gradient, or ranks differed in lr).
@@ -454,6 +456,9 @@ class Arturo(Optimizer):
         skipped = int(group["skipped"])
         numbers = reporting.summarize(self._report, group["calls"] - skipped, skipped)
         if self._report is not None:
+            gap = readings.half_spacing(self.param_groups)
+            if gap > 0.0:
+                numbers["step_resolution"] = numbers["step_rms"] / gap
             sample = readings.sample(self.param_groups, self.state, self._options)
             if sample:
                 numbers |= reporting.quantiles("curvature", [curvature for curvature, _ in sample])
