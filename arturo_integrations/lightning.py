@@ -25,8 +25,8 @@ Trainer's loggers get the same numbers from :class:`ArturoMonitor`, which every 
 ``configure_optimizers`` as above.
 
 ``trainer.optimizers`` are the optimizers themselves. What ``self.optimizers()`` and Fabric return are wrappers: read
-from them, step them, change their ``param_groups``, but call ``split_over``, ``add_param_group`` and ``load_state_dict``
-on ``find_arturo(wrapper)``, or nothing, or half of it, reaches the optimizer.
+from them, step them, change their ``param_groups``, but call ``split_over``, ``add_param_group`` and
+``load_state_dict`` on ``find_arturo(wrapper)``: what they write would stay in the wrapper.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def optimizer_for(
         ValueError: the strategy shards the model but for some trainable parameters, whose gradients would differ
             between ranks; and what ``Arturo`` raises.
     """
-    strategy, model = _strategy_and_model(module)
+    strategy, trainer, model = _surroundings(module)
     trainable = [param for param in model.parameters() if param.requires_grad]
     group = fsdp1.process_group(model)
     if group is not None:
@@ -72,7 +72,7 @@ def optimizer_for(
     _check_sharded(model, strategy, by_fsdp1=group is not None)
     arturo = Arturo(trainable if params is None else params, lr, **options)
     if isinstance(strategy, DeepSpeedStrategy):
-        DeepSpeedAttachment.add_to(module.trainer)
+        DeepSpeedAttachment.add_to(trainer)
     return arturo
 
 
@@ -83,7 +83,7 @@ class DeepSpeedAttachment(Callback):
     """
 
     @classmethod
-    def add_to(cls, trainer: Trainer) -> None:
+    def add_to(cls, trainer: Any) -> None:
         """Give the Trainer one, before its other callbacks; a second one is not added."""
         if not any(isinstance(callback, cls) for callback in trainer.callbacks):
             trainer.callbacks.insert(0, cls())
@@ -97,17 +97,17 @@ class DeepSpeedAttachment(Callback):
         attach(trainer.model)
 
 
-def _strategy_and_model(module: nn.Module) -> tuple[Any, nn.Module]:
-    """The strategy that has set the module up, if any, and what it has made of the module."""
+def _surroundings(module: Any) -> tuple[Any, Any, nn.Module]:
+    """The strategy that has set a module up and its Trainer, where there are any, and what became of the module."""
     strategy = getattr(module, "_strategy", None)  # of Fabric's modules
     if strategy is not None:
-        return strategy, module
+        return strategy, None, module
     try:
         trainer = module.trainer
     except (AttributeError, RuntimeError):  # no LightningModule, or one without a Trainer
-        return None, module
+        return None, None, module
     model = getattr(trainer, "model", None)
-    return getattr(trainer, "strategy", None), module if model is None else model
+    return getattr(trainer, "strategy", None), trainer, module if model is None else model
 
 
 def _check_sharded(model: nn.Module, strategy: Any, by_fsdp1: bool) -> None:

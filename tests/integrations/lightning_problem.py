@@ -24,7 +24,6 @@ OPTIONS: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1}
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
-
 def network(dtype: torch.dtype = torch.float32, seed: int = 0) -> Network:
     torch.manual_seed(seed)
     model = Network().to(dtype)

@@ -32,6 +32,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, DistributedSampler
 
 from arturo_core import Arturo
@@ -115,6 +116,16 @@ def ours(module: Any) -> Arturo:
     return optimizer_for(module, params=None if flat else groups(module.network), **options)
 
 
+def scheduled(module: Any) -> dict[str, Any]:
+    """The same, with a learning rate that falls after every step."""
+    optimizer = ours(module)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, decay), "interval": "step"}}
+
+
+def decay(step: int) -> float:
+    return 1.0 / (1 + step / 10)
+
+
 class Recorder(Callback):
     """The numbers of every step."""
 
@@ -159,13 +170,14 @@ def trained(
 
 def resumes(name: str, kind: str, folder: Path) -> dict[str, Any]:
     """A run that is not interrupted, and one that starts from checkpoints, with other weights, two times."""
-    whole, expected = trained(name, kind, max_epochs=3 * EPOCHS)
-    made, found = trained(name, kind)
+    whole, expected = trained(name, kind, configure=scheduled, max_epochs=3 * EPOCHS)
+    made, found = trained(name, kind, configure=scheduled)
     for part in (2, 3):
         place = folder / f"{name} {kind} {part}"
         made.save_checkpoint(place)
         distributed.barrier()
-        made, found = trained(name, kind, seed=part, max_epochs=part * EPOCHS, ckpt_path=place)
+        more = {"max_epochs": part * EPOCHS, "ckpt_path": place}
+        made, found = trained(name, kind, seed=part, configure=scheduled, **more)
     states = [held(one.optimizers[0]) for one in (made, whole)]
     return {"whole": expected, "resumed": found, "states differ": list(differences(*states))}
 

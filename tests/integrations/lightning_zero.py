@@ -18,13 +18,14 @@ from lightning.fabric.strategies import DDPStrategy as FabricDDP
 from lightning.fabric.strategies import DeepSpeedStrategy as FabricDeepSpeed
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning_problem import Module, fit, loader, network, squares
-from lightning_ranks import Recorder
+from lightning_ranks import Recorder, decay
 from torch import Tensor, distributed, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, DistributedSampler
 
 from arturo_core import Arturo
 from arturo_integrations.deepspeed import attach
-from arturo_integrations.lightning import arturo_metrics, optimizer_for
+from arturo_integrations.lightning import ArturoMonitor, arturo_metrics, optimizer_for
 
 STAGES = (1, 2, 3)
 EPOCHS = 2
@@ -73,20 +74,31 @@ def weights(model: nn.Module, stage: int) -> dict[str, Tensor]:
     return {name.removeprefix("module.").removeprefix("network."): value for name, value in named.items()}
 
 
-def trained(stage: int, seed: int = 0, configure: Any = None, **settings: Any) -> tuple[Any, dict[str, Any]]:
-    recorder = Recorder()
+def trained(
+    stage: int, seed: int = 0, configure: Any = None, per_layer: bool = False, **settings: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The Trainer, what it has done, and what its monitor had for its loggers."""
+    callbacks = [recorder := Recorder(), ArturoMonitor(per_layer)]
     module = Module(configure or (lambda module: optimizer_for(module, **OPTIONS)), seed=seed)
     strategy = DeepSpeedOnCPU(stage=stage, process_group_backend="gloo")
-    done = fit(module, rows(), devices=2, strategy=strategy, callbacks=[recorder], **{"max_epochs": EPOCHS, **settings})
-    return done, {"numbers": recorder.numbers, "weights": weights(done.model, stage)}
+    done = fit(module, rows(), devices=2, strategy=strategy, callbacks=callbacks, **{"max_epochs": EPOCHS, **settings})
+    logged = {key: float(value) for key, value in done.callback_metrics.items()}
+    return done, {"numbers": recorder.numbers, "weights": weights(done.model, stage), "logged": logged}
+
+
+def scheduled(module: Any) -> dict[str, Any]:
+    """With a learning rate that falls after every step."""
+    optimizer = optimizer_for(module, **OPTIONS)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, decay), "interval": "step"}}
 
 
 def resumes(stage: int, folder: Path) -> dict[str, Any]:
     """A run that is not interrupted, and one that starts at half of it from a checkpoint, with other weights."""
-    _, whole = trained(stage, max_epochs=2 * EPOCHS)
-    half, _ = trained(stage)
+    more = {"max_epochs": 2 * EPOCHS, "configure": scheduled}
+    _, whole = trained(stage, **more)
+    half, _ = trained(stage, configure=scheduled)
     half.save_checkpoint(folder / f"stage {stage}")
-    _, resumed = trained(stage, seed=1, max_epochs=2 * EPOCHS, ckpt_path=folder / f"stage {stage}")
+    _, resumed = trained(stage, seed=1, ckpt_path=folder / f"stage {stage}", **more)
     return {"whole": whole, "resumed": resumed}
 
 
@@ -108,13 +120,17 @@ def by_fabric(stage: int) -> dict[str, Any]:
     return {"numbers": numbers, "weights": weights(model.module, stage)}
 
 
-def by_itself(stage: int) -> str:
-    """What is said to an optimizer that has not been attached."""
+def refused(attempt: Callable[[], Any]) -> str:
     try:
-        trained(stage, configure=lambda module: Arturo(module.parameters(), **OPTIONS))
-    except RuntimeError as error:
+        attempt()
+    except (RuntimeError, ValueError) as error:
         return str(error)
     return "not refused"
+
+
+def plain(module: Any) -> Arturo:
+    """An optimizer that is not attached."""
+    return Arturo(module.parameters(), **OPTIONS)
 
 
 def everything(folder: Path) -> dict[Any, Any]:
@@ -127,7 +143,8 @@ def everything(folder: Path) -> dict[Any, Any]:
         found["accumulates", stage] = trained(stage, accumulate_grad_batches=2)[1]
         found["resumes", stage] = resumes(stage, folder)
         found["Fabric", stage] = by_fabric(stage)
-        found["by itself", stage] = by_itself(stage)
+        found["by itself", stage] = refused(lambda stage=stage: trained(stage, configure=plain))
+        found["layers", stage] = refused(lambda stage=stage: trained(stage, per_layer=True))
     return found
 
 

@@ -26,7 +26,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 def assert_same_run(found: dict[str, Any], expected: dict[str, Any], left_out: tuple[str, ...] = ()) -> None:
     for ours, theirs in zip(found["numbers"], expected["numbers"], strict=True):
-        for key in ours.keys() - {key for key in ours if "_q" in key} - set(left_out):  # quantiles: of a rank's part
+        of_a_sample = {key for key in ours if "_q" in key or "resolution" in key}  # of the rank's own part
+        for key in ours.keys() - of_a_sample - set(left_out):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-4), key
     for name, weight in expected["weights"].items():
         torch.testing.assert_close(found["weights"][name], weight, rtol=1e-4, atol=1e-6)
@@ -51,6 +52,16 @@ def test_a_checkpoint_goes_on_bit_for_bit(stage, results):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_an_optimizer_that_is_not_attached_is_refused(stage, results):
+def test_the_monitor_has_the_numbers_of_the_last_step(stage, results):
+    for found in results:
+        logged, numbers = found["trains", stage]["logged"], found["trains", stage]["numbers"][-1]
+        assert {"arturo/eta", "arturo/kl_ratio", "arturo/steps"} <= numbers.keys()
+        for key, value in numbers.items():
+            assert logged[key] == pytest.approx(value, rel=1e-5), key
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_refused_with_the_way_out(stage, results):
     for found in results:
         assert "arturo_integrations.deepspeed.attach(engine)" in found["by itself", stage]
+        assert "Leave per_layer out" in found["layers", stage]

@@ -21,6 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from arturo_core import Arturo
 from arturo_integrations.lightning import optimizer_for
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*", "ignore:.*precision='16-mixed'.*")
+
 EPOCHS = 2
 
 
