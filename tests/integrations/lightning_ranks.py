@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins import FSDPPrecision as FabricFSDPPrecision
+from lightning.fabric.strategies import FSDPStrategy as FabricFSDP
 from lightning.fabric.strategies import ModelParallelStrategy as FabricModelParallel
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
@@ -44,23 +46,33 @@ EPOCHS = 2
 OPTIONS: dict[str, Any] = {"lr": 3e-3, "weight_decay": 0.1}
 
 
+def _float64(precision: type[Any]) -> property:
+    """A precision that Lightning does not have for FSDP1, whatever is chosen."""
+    plugin = precision("32-true")
+    plugin._desired_input_dtype = torch.float64
+    plugin.convert_output = lambda data: data
+    return property(lambda strategy: plugin, lambda strategy, chosen: None)
+
+
 class FSDPOnCPU(FSDPStrategy):
-    """Also keeps float64, which Lightning's precisions for FSDP1 do not have."""
-
-    @property
-    def precision_plugin(self) -> FSDPPrecision:
-        plugin = FSDPPrecision("32-true")
-        plugin._desired_input_dtype = torch.float64
-        return plugin
-
-    @precision_plugin.setter
-    def precision_plugin(self, chosen: Any) -> None:
-        pass
+    precision_plugin = _float64(FSDPPrecision)
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
-        return FullyShardedDataParallel(
-            model, device_id=torch.device("cpu"), sharding_strategy=self.sharding_strategy, **self.kwargs
-        )
+        return on_cpu(model, self.sharding_strategy, self.kwargs)
+
+
+class FabricFSDPOnCPU(FabricFSDP):
+    precision = _float64(FabricFSDPPrecision)
+
+    def setup_module(self, module: nn.Module) -> nn.Module:
+        return on_cpu(module, self.sharding_strategy, self._fsdp_kwargs)
+
+
+def on_cpu(model: nn.Module, strategy: Any, options: dict[str, Any]) -> nn.Module:
+    for config in (FullStateDictConfig, FullOptimStateDictConfig, ShardedStateDictConfig, ShardedOptimStateDictConfig):
+        # FSDP1 takes what is on the CPU for a copy there already, and frees or overwrites it under the state dict.
+        config.offload_to_cpu = property(lambda config: False, lambda config, value: None)
+    return FullyShardedDataParallel(model, device_id=torch.device("cpu"), sharding_strategy=strategy, **options)
 
 
 class Module2(Module):
@@ -82,9 +94,6 @@ def shard(model: nn.Module, mesh: Any, whole_head: bool = False) -> nn.Module:
 
 
 def fsdp1(kind: str, flat: bool, **more: Any) -> FSDPStrategy:
-    for config in (FullStateDictConfig, FullOptimStateDictConfig, ShardedStateDictConfig, ShardedOptimStateDictConfig):
-        # FSDP1 takes what is on the CPU for a copy there already, and frees or overwrites it under the state dict.
-        config.offload_to_cpu = property(lambda config: False, lambda config, value: None)
     return FSDPOnCPU(
         process_group_backend="gloo",
         auto_wrap_policy={nn.Linear},
@@ -202,17 +211,25 @@ def logged(name: str, folder: Path) -> dict[str, Any]:
     return {key: float(value) for key, value in done.callback_metrics.items()}
 
 
+def _fsdp2_by_fabric() -> FabricModelParallel:
+    def split(model: nn.Module, mesh: Any) -> nn.Module:
+        return shard(model, mesh["data_parallel"])
+
+    return FabricModelParallel(split, WORLD, 1, process_group_backend="gloo")
+
+
+BY_FABRIC: dict[str, Callable[[], Any]] = {
+    "DDP": lambda: "ddp",
+    "FSDP2": _fsdp2_by_fabric,
+    "FSDP1": lambda: FabricFSDPOnCPU(process_group_backend="gloo", auto_wrap_policy={nn.Linear}),
+}
+
+
 def by_fabric(name: str, folder: Path) -> dict[str, Any]:
-    """Fabric's own save and load; a sharded model is set up before the optimizer is built."""
-    place = folder / f"Fabric {name}"
+    """Fabric's own save and load; a model is set up before the optimizer is built."""
 
     def start(seed: int) -> Any:
-        strategy: Any = "ddp"
-        if name == "FSDP2":
-            strategy = FabricModelParallel(
-                lambda model, mesh: shard(model, mesh["data_parallel"]), WORLD, 1, process_group_backend="gloo"
-            )
-        fabric = Fabric(accelerator="cpu", devices=WORLD, strategy=strategy)
+        fabric = Fabric(accelerator="cpu", devices=WORLD, strategy=BY_FABRIC[name]())
         fabric.launch()
         model = fabric.setup_module(network(torch.float64, seed))
         return fabric, model, fabric.setup_optimizers(optimizer_for(model, lr=OPTIONS["lr"]))
@@ -224,10 +241,11 @@ def by_fabric(name: str, folder: Path) -> dict[str, Any]:
             fabric.backward(squares(model, one))
             optimizer.step()
             numbers.append(arturo_metrics(optimizer))
-        return {"numbers": numbers, "weights": weights(model.module)}
+        return {"numbers": numbers, "weights": weights(model._forward_module)}
 
     fabric, model, optimizer = start(0)
     first = train(fabric, model, optimizer)
+    place = folder / f"Fabric {name}"
     fabric.save(place, {"model": model, "optimizer": optimizer})
     whole = train(fabric, model, optimizer)
     again = start(1)
@@ -280,7 +298,7 @@ def everything(folder: Path) -> dict[Any, Any]:
         cases["logs", name] = lambda name=name: logged(name, folder)
         for kind in kinds:
             cases["resumes", name, kind] = lambda name=name, kind=kind: resumes(name, kind, folder)
-    for name in ("DDP", "FSDP2"):
+    for name in BY_FABRIC:
         cases["Fabric", name] = lambda name=name: by_fabric(name, folder)
     for name, (attempt, _) in REFUSED.items():
         cases["refuses", name] = lambda attempt=attempt: refused(attempt)

@@ -11,12 +11,11 @@ import pytest
 pytest.importorskip("lightning")
 
 import torch
-from lightning_ranks import LAYOUTS, REFUSED, WORLD, everything, single
+from lightning_ranks import BY_FABRIC, LAYOUTS, REFUSED, WORLD, everything, single
 from problem import Network
 from ranks import run
 
 CHECKPOINTS = [(name, kind) for name, (_, kinds) in LAYOUTS.items() for kind in kinds]
-FABRIC = ("DDP", "FSDP2")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(name, kind, results):
         assert_went_on(found)
 
 
-@pytest.mark.parametrize("name", FABRIC)
+@pytest.mark.parametrize("name", BY_FABRIC)
 def test_fabric_trains_saves_and_goes_on(name, results):
     for found in of_ranks(results, "Fabric", name):
         assert_same_run(found["first"], single(named=False, epochs=1))
