@@ -14,8 +14,9 @@ DeepSpeedStrategy                       :func:`arturo_integrations.deepspeed.att
 
 With Fabric: ``optimizer_for(fabric.setup_module(model), lr=...)``, then ``fabric.setup_optimizers``, is right for all
 strategies but DeepSpeed's, which sets up both together: ``model, optimizer = fabric.setup(model, Arturo(...))``, then
-``attach(optimizer)``. Fabric leaves logging to its user: ``fabric.log_dict({"loss": loss, **arturo_metrics(optimizer)},
-step)``.
+``attach(optimizer)``, with ``strategy.config["gradient_clipping"] = 0.0`` (DeepSpeed clips to 1.0 by default; Trainer
+changes that). Fabric leaves logging to its user:
+``fabric.log_dict({"loss": loss, **arturo_metrics(optimizer)}, step)``.
 
 Trainer's loggers get the same numbers from :class:`ArturoMonitor`, which every Trainer has by itself; see
 :mod:`arturo_integrations.lightning_monitor`.

@@ -125,6 +125,11 @@ def ours(module: Any) -> Arturo:
     return optimizer_for(module, params=None if flat else groups(module.network), **options)
 
 
+def theirs(module: Any) -> Arturo:
+    """Without our call, as every other optimizer."""
+    return Arturo(groups(module.network), **OPTIONS)
+
+
 def scheduled(module: Any) -> dict[str, Any]:
     """The same, with a learning rate that falls after every step."""
     optimizer = ours(module)
@@ -273,11 +278,11 @@ def _ignoring_head() -> None:
     fit(module, rows(), devices=WORLD, strategy=strategy)
 
 
+#: Strategies that need no call of ours.
+THEMSELVES = ("DDP", "FSDP2")
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "FSDP1 by itself": (
-        lambda: trained("FSDP1", configure=lambda module: Arturo(module.parameters(), **OPTIONS)),
-        "Pass process_group=FSDP.fsdp_modules",
-    ),
+    "FSDP1 by itself": (lambda: trained("FSDP1", configure=theirs), "Pass process_group=FSDP.fsdp_modules"),
     "ignored by FSDP1": (_ignoring_head, "FSDP1 leaves split parameters"),
     "not sharded by FSDP2": (
         lambda: fit(WholeHead(ours, dtype=torch.float64), rows(), devices=WORLD, strategy=fsdp2("full")),
@@ -298,6 +303,8 @@ def everything(folder: Path) -> dict[Any, Any]:
         cases["logs", name] = lambda name=name: logged(name, folder)
         for kind in kinds:
             cases["resumes", name, kind] = lambda name=name, kind=kind: resumes(name, kind, folder)
+    for name in THEMSELVES:
+        cases["trains by itself", name] = lambda name=name: trained(name, configure=theirs)[1]
     for name in BY_FABRIC:
         cases["Fabric", name] = lambda name=name: by_fabric(name, folder)
     for name, (attempt, _) in REFUSED.items():

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("lightning")
 
 import torch
-from lightning_ranks import BY_FABRIC, LAYOUTS, REFUSED, WORLD, everything, single
+from lightning_ranks import BY_FABRIC, LAYOUTS, REFUSED, THEMSELVES, WORLD, everything, single
 from problem import Network
 from ranks import run
 
@@ -65,6 +65,12 @@ def test_training_is_that_of_one_process(name, accumulate, results):
         assert_same_run(found, single(named=name != "FSDP1 flat", accumulate=accumulate))
         assert [sums(step) for step in found["numbers"]] == [sums(step) for step in ranks[0]["numbers"]]
         assert {"arturo/eta", "arturo/curvature_q50"} <= found["numbers"][-1].keys()
+
+
+@pytest.mark.parametrize("name", THEMSELVES)
+def test_an_optimizer_of_ones_own_is_the_same_run(name, results):
+    for found in of_ranks(results, "trains by itself", name):
+        assert_same_run(found, single())
 
 
 @pytest.mark.parametrize(("name", "kind"), CHECKPOINTS)
