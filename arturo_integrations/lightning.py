@@ -25,9 +25,8 @@ Trainer's loggers get the same numbers from :class:`ArturoMonitor`, which every 
 ``--optimizer=arturo_core.Arturo`` without; it builds the optimizer itself, so FSDP1 and DeepSpeed need
 ``configure_optimizers`` as above.
 
-``trainer.optimizers`` are the optimizers themselves. What ``self.optimizers()`` and Fabric return are wrappers: read
-from them, step them, change their ``param_groups``, but call ``split_over``, ``add_param_group`` and
-``load_state_dict`` on ``find_arturo(wrapper)``: what they write would stay in the wrapper.
+``trainer.optimizers`` are the optimizers themselves. What ``self.optimizers()`` and Fabric return are wrappers, on
+which every method of an ``Arturo`` does what it does on the optimizer inside; attributes set on them stay there.
 """
 
 from __future__ import annotations

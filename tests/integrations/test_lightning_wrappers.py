@@ -1,6 +1,7 @@
 """What can be called on the wrappers that ``self.optimizers()`` and Fabric return, which look like an Arturo.
 
-They read through to the optimizer; what a method of the optimizer's class sets on them stays there.
+They read through to the optimizer; what a method of the optimizer's class sets on them would stay there, so the methods
+that write pass the call on.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ WRAPPERS = {
     "Trainer": LightningOptimizer,
     "Fabric": lambda optimizer: _FabricOptimizer(optimizer, SingleDeviceStrategy(torch.device("cpu"))),
 }
-SWALLOWED = pytest.mark.xfail(strict=True, reason="the method writes to the wrapper; call it on find_arturo(wrapper)")
 
 
 def trained(seed: int = 0) -> tuple[nn.Module, Arturo]:
@@ -68,7 +68,7 @@ def test_a_watch_on_the_wrapper_sees_the_steps_of_the_optimizer(wrap):
     assert not optimizer._optimizer_step_post_hooks
 
 
-@pytest.mark.parametrize("kind", [pytest.param("Trainer", marks=SWALLOWED), "Fabric"])
+@pytest.mark.parametrize("kind", WRAPPERS)
 def test_load_state_dict_reaches_the_optimizer(kind):
     _, optimizer = trained()
     _, other = trained(seed=1)
@@ -76,7 +76,6 @@ def test_load_state_dict_reaches_the_optimizer(kind):
     assert not list(differences(other.state_dict(), optimizer.state_dict()))
 
 
-@SWALLOWED
 def test_split_over_reaches_the_optimizer(wrap, tmp_path):
     _, optimizer = trained()
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
@@ -87,7 +86,6 @@ def test_split_over_reaches_the_optimizer(wrap, tmp_path):
         distributed.destroy_process_group()
 
 
-@SWALLOWED
 def test_ranks_compare_their_options_after_a_group_is_added(wrap, tmp_path):
     model = network()
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
@@ -103,7 +101,6 @@ def test_ranks_compare_their_options_after_a_group_is_added(wrap, tmp_path):
         distributed.destroy_process_group()
 
 
-@SWALLOWED
 def test_a_copy_of_a_wrapper_has_an_optimizer(wrap):
     _, optimizer = trained()
     copied = copy.deepcopy(wrap(optimizer))
