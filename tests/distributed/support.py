@@ -147,10 +147,8 @@ def table() -> str:
     for layout, (added, *cells) in FRAMEWORKS.items():
         names = " | ".join("–" if cell is None else f"`{cell.split('::')[1]}`" for cell in cells)
         lines.append(f"| {layout} | {added} | {names} |")
-    lines += [
-        "",
-        f"Tests, in `tests/integrations`: `{ACCELERATE}`, `{TRAINER}`, `{DEEPSPEED}`, `{LIGHTNING}`, `{LIGHTNING_ZERO}`.",
-    ]
+    files = ", ".join(f"`{file}`" for file in (ACCELERATE, TRAINER, DEEPSPEED, LIGHTNING, LIGHTNING_ZERO))
+    lines += ["", f"Tests, in `tests/integrations`: {files}."]
     return "\n".join(lines) + "\n"
 
 
