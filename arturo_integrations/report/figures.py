@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from arturo_integrations.report import style
 from arturo_integrations.report.layers import percent
@@ -69,21 +71,7 @@ def kl_ratio(run: Run) -> Panel | None:
     active = run.numbers.get("bound_active")
     if active is not None:
         series["bound_active"] = active
-        edges = cell_edges(active.steps)
-        where = np.append(active.values > 0.5, False)
-        axes.fill_between(
-            edges,
-            0.0,
-            0.05,
-            where=where.tolist(),
-            step="post",
-            transform=axes.get_xaxis_transform(),
-            color=style.GREEN,
-            linewidth=0,
-            label="active",
-            zorder=3,
-            gid="arturo/bound_active",
-        )
+        _strip(axes, active)
         share = float(np.mean(active.values > 0.5))
         caption += f" The bound was active at {percent(share)} of the logged steps (strip below the curve)."
     axes.set_ylabel("KL / bound")
@@ -102,7 +90,7 @@ def quantiles(name: str, title: str, unit: str) -> Callable[[Run], Panel | None]
         if not series:
             return None
         figure, axes = axes_of()
-        looks = {
+        looks: dict[str, dict[str, Any]] = {
             f"{name}_q95": {"color": style.BLUE, "linestyle": "--", "linewidth": 0.9, "label": "95 %"},
             f"{name}_q50": {"color": style.BLUE, "linestyle": "-", "label": "median"},
             f"{name}_q05": {"color": style.BLUE, "linestyle": ":", "linewidth": 0.9, "label": "5 %"},
@@ -154,7 +142,7 @@ def skipped_steps(run: Run) -> Panel | None:
     line(axes, "arturo/skipped_steps", counter, color=style.ORANGE, drawstyle="steps-post")
     finite = drawable(counter)[np.isfinite(drawable(counter))]
     axes.set_ylim(-0.05 * max(1.0, float(finite.max(initial=0.0))), 1.1 * max(1.0, float(finite.max(initial=0.0))))
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     axes.set_ylabel("skipped so far")
     caption = MEANINGS["skipped_steps"][1] + mark_missing(axes, {"": counter})
     if finite.size and finite.max() == 0:
@@ -170,9 +158,7 @@ SECTIONS: dict[str, tuple[Callable[[Run], Panel | None], ...]] = {
         kl_ratio,
         single("eta", "Multiplier η", "η"),
         single("step_rms", "Length of the steps", "step RMS (weight units)"),
-        single(
-            "step_resolution", "Steps beside the spacing of weights", "step / half spacing", (1.0, "half a spacing")
-        ),
+        single("step_resolution", "Steps beside the weights' spacing", "step / half spacing", (1.0, "half a spacing")),
     ),
     "Filter": (
         single("innovation_ratio", "Innovation ratio", "e² / expected", (1.0, "consistent")),
@@ -199,6 +185,23 @@ def cell_edges(steps: np.ndarray) -> np.ndarray:
         return np.array([steps[0] - 0.5, steps[0] + 0.5])
     middles = (steps[1:] + steps[:-1]) / 2
     return np.concatenate([[steps[0] - (middles[0] - steps[0])], middles, [steps[-1] + (steps[-1] - middles[-1])]])
+
+
+def _strip(axes: Axes, active: Series) -> None:
+    """A bar at the foot of the axes over every stretch of steps at which the bound was active."""
+    edges = cell_edges(active.steps)
+    changes = np.diff(np.concatenate([[0], (active.values > 0.5).astype(int), [0]]))
+    begins, ends = edges[np.flatnonzero(changes > 0)], edges[np.flatnonzero(changes < 0)]
+    axes.broken_barh(
+        list(zip(begins, ends - begins, strict=True)),
+        (0.0, 0.05),
+        transform=axes.get_xaxis_transform(),
+        color=style.GREEN,
+        linewidth=0,
+        label="active",
+        zorder=3,
+        gid="arturo/bound_active",
+    )
 
 
 def _band(axes: Axes, low: Series | None, high: Series | None) -> None:

@@ -90,8 +90,8 @@ def load(path: Path, wanted: str | None = None) -> Run:
 def find(root: Path) -> list[Found]:
     """The runs in and below a folder, the one written to last first.
 
-    One run are: the checkpoints of a Trainer's output folder and the event files below it; a metrics.csv and event files
-    in the same folder. A JSON lines file is a run of its own.
+    One run are: the checkpoints of a Trainer's output folder and the event files below it; a metrics.csv and event
+    files in the same folder. A JSON lines file is a run of its own.
 
     Raises:
         ReportError: the folder does not exist, or has no log in or below it.

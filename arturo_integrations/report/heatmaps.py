@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -119,10 +120,9 @@ def _panel(slug: str, title: str, label: str, full: Grid, norm: Normalize, how: 
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-    bar = figure.colorbar(
-        mesh, ax=axes, location="top", aspect=50, fraction=0.6 / height, pad=0.25 / height, shrink=0.6, anchor=(0.0, 0.0),
-        extend="min" if isinstance(norm, LogNorm) else "neither",
-    )  # fmt: skip
+    place: dict[str, Any] = {"location": "top", "anchor": (0.0, 0.0), "aspect": 50, "shrink": 0.6}
+    extend = "min" if isinstance(norm, LogNorm) else "neither"
+    bar = figure.colorbar(mesh, ax=axes, fraction=0.6 / height, pad=0.25 / height, extend=extend, **place)
     bar.set_label(label, fontsize=8, loc="left")
     bar.outline.set_visible(False)
     caption = f"{label}, {how + ' over the layers of a module, ' if how else ''}at {len(full.steps):,} logged steps."

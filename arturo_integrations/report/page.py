@@ -115,7 +115,7 @@ def picture(panel: Panel) -> dict[str, str]:
 
 
 def thinned(panel: Panel) -> dict[str, Any]:
-    """The numbers of a figure as a table: at most ``TABLED`` of its steps, evenly chosen, with the first and the last."""
+    """The numbers of a figure as a table: at most ``TABLED`` of its steps, evenly chosen, first and last among them."""
     steps = np.unique(np.concatenate([series.steps for series in panel.series.values()]))
     chosen = steps
     if len(steps) > TABLED:

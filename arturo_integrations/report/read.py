@@ -88,7 +88,7 @@ def csv_metrics(path: Path, log: Log) -> None:
 
 
 def json_lines(path: Path, log: Log) -> None:
-    """A record a line: ``{"step": 10, "loss": 0.5, "arturo/eta": 2.1}``. A last line that is half written is left out."""
+    """A record a line: ``{"step": 10, "loss": 0.5, "arturo/eta": 2.1}``; a half-written last line is left out."""
     without_step = records = 0
     broken: tuple[int, json.JSONDecodeError] | None = None
     for at, line in enumerate(_lines(path), start=1):
@@ -111,7 +111,7 @@ def json_lines(path: Path, log: Log) -> None:
         raise ReportError(f"{path}, line {broken[0]}: not JSON ({broken[1]}), and no record before it.")
     if broken is not None:
         log.notes.append(
-            f"{path.name}: the last line ({broken[0]}) is half written and was left out; the run goes on, or was stopped."
+            f"{path.name}: the last line ({broken[0]}) is half written and was left out: the run goes on, or stopped."
         )
     if records and without_step == records:
         raise ReportError(f'{path}: none of its {records} records has a whole number under "step".')

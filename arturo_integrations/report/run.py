@@ -17,8 +17,8 @@ Columns = Mapping[str, Mapping[int, float]]
 
 LAYER = "layer/"  # after PREFIX
 
-#: Names of the training loss; the first that was logged is drawn. Trainer's own ``train_loss``, the mean of a whole run,
-#: stands beside ``loss`` and so gives way to it.
+#: Names of the training loss; the first that was logged is drawn. Trainer's own ``train_loss``, the mean of a whole
+#: run, stands beside ``loss`` and so gives way to it.
 TRAIN_LOSS = (
     "loss",
     "train/loss",
@@ -112,8 +112,9 @@ def sort(name: str, origin: str, kind: str, columns: Columns, notes: list[str]) 
     if not run.all_series():
         held = ", ".join(sorted(columns)[:8]) or "no numbers at all"
         raise NothingLogged(
-            f"{origin}: nothing to show. Looked for keys that begin with {PREFIX!r}, a loss ({', '.join(TRAIN_LOSS[:3])}; "
-            f"eval_loss, val_loss, eval/loss) and a learning rate (learning_rate, lr, lr-...); found: {held}."
+            f"{origin}: nothing to show. Looked for keys that begin with {PREFIX!r}, a loss "
+            f"({', '.join(TRAIN_LOSS[:3])}; eval_loss, val_loss, eval/loss) and a learning rate (learning_rate, lr, "
+            f"lr-...); found: {held}."
         )
     if not run.numbers and not run.layers:
         run.notes.append(

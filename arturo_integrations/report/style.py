@@ -7,10 +7,10 @@ import re
 import warnings
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 from matplotlib.figure import Figure
 
-# Blue, orange, green and pink after Okabe and Ito, told apart with every form of colour blindness; dashes repeat the cue.
+# Blue, orange, green and pink after Okabe and Ito, told apart with every form of colour blindness; dashes repeat it.
 INK, MUTED, GRID = "#1f2430", "#5b6472", "#d5dae1"
 BLUE, ORANGE, GREEN, PINK, RED = "#0072b2", "#c85200", "#00825e", "#b0558f", "#c62828"
 CYCLE = (
@@ -64,7 +64,7 @@ RASTER_DPI = 150
 
 def styled() -> Any:
     """A context in which figures get this style, whatever the user's matplotlibrc."""
-    return matplotlib.rc_context({**matplotlib.rcParamsDefault, **RC})
+    return matplotlib.style.context(["default", RC])
 
 
 def settle(figure: Figure) -> None:
