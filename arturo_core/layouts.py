@@ -137,9 +137,10 @@ def check_step(groups: Iterable[dict[str, Any]]) -> None:
             raise RuntimeError(
                 f"Arturo: a step was asked for by {module}, which trains parts of the parameters, one parameter group "
                 "at a time; the trust region needs them all. With ZeRO stage 1, 2 or 3 call "
-                "arturo_integrations.deepspeed.attach(engine) after deepspeed.initialize() or Accelerator.prepare(). "
-                "Without ZeRO, DeepSpeed is supported in float32 alone, without pipeline stages: use ZeRO stage 1 for "
-                "bf16 and fp16."
+                "arturo_integrations.deepspeed.attach(engine) after deepspeed.initialize() or Accelerator.prepare(); "
+                "under Lightning return arturo_integrations.lightning.optimizer_for(self, ...) from "
+                "configure_optimizers. Without ZeRO, DeepSpeed is supported in float32 alone, without pipeline stages: "
+                "use ZeRO stage 1 for bf16 and fp16."
             )
         frame = frame.f_back  # type: ignore[assignment]
 

@@ -216,6 +216,8 @@ class Arturo(Optimizer):
         Raises:
             ValueError, TypeError: the group or a parameter in it cannot be optimised. Nothing is added then.
         """
+        if (wrapped := self._wrapped()) is not None:
+            return wrapped.add_param_group(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -244,6 +246,8 @@ class Arturo(Optimizer):
         Raises:
             ValueError: the sums could not follow the parameters' layout. Nothing has changed then.
         """
+        if (wrapped := self._wrapped()) is not None:
+            return wrapped.split_over(process_group)
         for group in self.param_groups:
             for param in group["params"]:
                 check_layout(param, process_group)
@@ -371,6 +375,8 @@ class Arturo(Optimizer):
         Raises:
             ValueError: the state is of another mode, optimizer or parameter list. Nothing is changed then.
         """
+        if (wrapped := self._wrapped()) is not None:
+            return wrapped.load_state_dict(state_dict)
         # Registered last, so it sees what the user's own hooks have made of the dictionary.
         handle = self.register_load_state_dict_pre_hook(lambda _, loaded: self._inspect(loaded))
         try:
@@ -410,12 +416,24 @@ class Arturo(Optimizer):
             bookkeeping.complete(group, first)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Arturo:
+        if (wrapped := self._wrapped()) is not None:
+            return copy.deepcopy(wrapped, memo)
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         return copied._continue(self, copy.deepcopy(self.__getstate__(), memo))
 
     def __copy__(self) -> Arturo:
+        if (wrapped := self._wrapped()) is not None:
+            return copy.copy(wrapped)
         return type(self).__new__(type(self))._continue(self, self.__getstate__())
+
+    def _wrapped(self) -> Arturo | None:
+        """The optimizer inside, if this is a wrapper that poses as one (Lightning's, Fabric's).
+
+        It reads through to the optimizer, and keeps for itself what a method sets on it.
+        """
+        found = self.__dict__.get("_optimizer")
+        return found if isinstance(found, Arturo) else None
 
     def _continue(self, original: Arturo, state: dict[str, Any]) -> Arturo:
         """Become a copy of an optimizer with this state, over the same ranks."""

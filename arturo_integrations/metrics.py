@@ -32,7 +32,8 @@ def arturo_metrics(
     """The diagnostics of the ``Arturo`` inside an optimizer, as a flat dictionary for a logger.
 
     No collective is needed: any rank may call it alone. The numbers of the last step are the same on every rank; the
-    quantiles (``curvature_q..``, ``precision_q..``) are of the parameters, or shards of them, that this rank holds.
+    quantiles (``curvature_q..``, ``precision_q..``) and ``step_resolution`` are of the parameters, or shards of them,
+    that this rank holds.
 
     Args:
         optimizer: an ``Arturo``, or what a framework has wrapped around one (:func:`find_arturo`).

@@ -1,0 +1,66 @@
+"""What the command line does, with progress and notes on stderr, tables and the page's path on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from arturo_integrations.report import find
+from arturo_integrations.report.build import PAGE, write_report
+from arturo_integrations.report.errors import ReportError
+from arturo_integrations.report.page import LayerTable
+from arturo_integrations.report.read import READERS
+from arturo_integrations.report.terminal import print_layers
+
+
+def execute(options: argparse.Namespace) -> None:
+    """Read, draw, write, print."""
+    out, err = Console(), Console(stderr=True)
+    if options.list:
+        list_runs(options.log, out)
+        return
+    with err.status(f"reading {escape(str(options.log))}") as status:
+        run = find.load(options.log, options.run)
+        written = write_report(
+            run, _page(options), options.figures, progress=lambda doing: status.update(escape(doing))
+        )
+    for note in run.notes:
+        err.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+    layers = LayerTable.of(run)
+    if layers is not None:
+        print_layers(layers, max(1, options.rows), out)
+    first, last = run.steps
+    out.print(f"{run.name} ({run.kind}), steps {first} to {last}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"Page: {written[0]}", highlight=False, markup=False, soft_wrap=True)
+    if len(written) > 1:
+        out.print(f"Figures: {written[1].parent}", highlight=False, markup=False, soft_wrap=True)
+
+
+def list_runs(root: Path, console: Console) -> None:
+    """A line for every run: its name, its loggers, when it was last written to."""
+    if root.is_file():
+        raise ReportError(f"{root} is one log; --list is for a folder.")
+    for run in find.find(root):
+        kinds = ", ".join(dict.fromkeys(READERS[source.kind][0] for source in run.sources))
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.modified))
+        console.print(f"{run.name}  ({kinds}, {written})", highlight=False, markup=False, soft_wrap=True)
+
+
+def complain(error: ReportError) -> None:
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+def _page(options: argparse.Namespace) -> Path:
+    if options.output is None:
+        folder: Path = options.log if options.log.is_dir() else options.log.parent
+        return folder / PAGE
+    output: Path = options.output
+    if output.is_dir():
+        return output / PAGE
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ReportError(f"--output {output}: the page is HTML; give a name that ends in .html, or a folder.")
+    return output

@@ -1,0 +1,149 @@
+"""A training run as the report sees it: numbers against steps, sorted into what they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arturo_integrations.metrics import PREFIX
+from arturo_integrations.report.errors import NothingLogged
+
+#: What the readers deliver: for every key, its values by step.
+Columns = Mapping[str, Mapping[int, float]]
+
+LAYER = "layer/"  # after PREFIX
+
+#: Names of the training loss; the first that was logged is drawn. Trainer's own ``train_loss``, the mean of a whole
+#: run, stands beside ``loss`` and so gives way to it.
+TRAIN_LOSS = (
+    "loss",
+    "train/loss",
+    "train_loss",
+    "train_loss_step",
+    "train/loss_step",
+    "train_loss_epoch",
+    "train/loss_epoch",
+    "training_loss",
+)
+_VALIDATION_LOSS = re.compile(r"(eval|val|valid|validation)[_/](.+[_/])?loss(_epoch)?(/dataloader_idx_\d+)?")
+_LEARNING_RATE = re.compile(r"(train/)?(learning_rate|lr)|lr[-/].+(?<!-momentum)(?<!-weight_decay)")
+_ARTURO = re.compile(rf"(?:^|.*?[/_.-]){PREFIX}")  # loggers put prefixes of their own before ours
+
+
+@dataclass(frozen=True)
+class Series:
+    """One number against steps. ``steps`` and ``values``: float64 of one length, at least 1; steps increase."""
+
+    steps: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, column: Mapping[int, float]) -> Series:
+        steps = sorted(column)
+        return cls(np.array(steps, dtype=np.float64), np.array([column[step] for step in steps], dtype=np.float64))
+
+    @property
+    def last(self) -> float:
+        return float(self.values[-1])
+
+    def finite(self) -> Series:
+        """Without values that are not finite; may be empty."""
+        keep = np.isfinite(self.values)
+        return Series(self.steps[keep], self.values[keep])
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is drawn and tabled.
+
+    Attributes:
+        name: of the run, as ``--run`` takes it.
+        origin: the file or folder that was read.
+        kind: the logger that wrote it, in words.
+        loss, validation, learning_rate: by key of the log; ``loss`` has one entry at most.
+        numbers: diagnostics, by name without the prefix.
+        layers: by layer name, its numbers by name; layers in the order of the model where the log keeps it.
+        notes: what a reader should know: lines left out, other runs in the folder.
+    """
+
+    name: str
+    origin: str
+    kind: str
+    loss: dict[str, Series]
+    validation: dict[str, Series]
+    learning_rate: dict[str, Series]
+    numbers: dict[str, Series]
+    layers: dict[str, dict[str, Series]]
+    notes: list[str] = field(default_factory=list)
+
+    def all_series(self) -> list[Series]:
+        shown = (self.loss, self.validation, self.learning_rate, self.numbers, *self.layers.values())
+        return [series for group in shown for series in group.values()]
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """First and last logged step."""
+        found = self.all_series()
+        return int(min(series.steps[0] for series in found)), int(max(series.steps[-1] for series in found))
+
+
+def sort(name: str, origin: str, kind: str, columns: Columns, notes: list[str]) -> Run:
+    """A run from the columns of its log.
+
+    Raises:
+        NothingLogged: none of the columns is one that the report shows.
+    """
+    run = Run(name, origin, kind, {}, {}, {}, {}, {}, list(notes))
+    for key, column in columns.items():
+        prefix = _ARTURO.match(key)
+        if prefix is not None:
+            _sort_ours(run, key[prefix.end() :], column)
+        elif _VALIDATION_LOSS.fullmatch(key):
+            run.validation[key] = Series.of(column)
+        elif _LEARNING_RATE.fullmatch(key):
+            run.learning_rate[key] = Series.of(column)
+    loss = next((key for key in TRAIN_LOSS if key in columns), None)
+    if loss is not None:
+        run.loss[loss] = Series.of(columns[loss])
+    if not run.all_series():
+        held = ", ".join(sorted(columns)[:8]) or "no numbers at all"
+        raise NothingLogged(
+            f"{origin}: nothing to show. Looked for keys that begin with {PREFIX!r}, a loss "
+            f"({', '.join(TRAIN_LOSS[:3])}; eval_loss, val_loss, eval/loss) and a learning rate (learning_rate, lr, "
+            f"lr-...); found: {held}."
+        )
+    if not run.numbers and not run.layers:
+        run.notes.append(
+            f"No key of this log begins with {PREFIX!r}: it shows losses and learning rate only. Log "
+            "arturo_integrations.metrics.arturo_metrics(optimizer) beside the loss to see what the optimizer did."
+        )
+    ordered = _model_order(run.layers)
+    run.layers.clear()
+    run.layers.update(ordered)
+    return run
+
+
+def _sort_ours(run: Run, name: str, column: Mapping[int, float]) -> None:
+    if name.startswith(LAYER):
+        layer, _, number = name.removeprefix(LAYER).rpartition("/")  # names of layers may have slashes of their own
+        if layer and number:
+            run.layers.setdefault(layer, {})[number] = Series.of(column)
+    elif name:
+        run.numbers[name] = Series.of(column)
+
+
+def _model_order(layers: dict[str, dict[str, Series]]) -> dict[str, dict[str, Series]]:
+    """Loggers that sort their columns put layer 10 before layer 2; others keep the order of the model."""
+    names = list(layers)
+    if names == sorted(names):
+        names.sort(key=natural)
+    return {name: layers[name] for name in names}
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A sort key that puts ``layers.2`` before ``layers.10``."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
