@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import lightning
-import torch
 from torch import Tensor
 
 from arturo_integrations.metrics import PREFIX
@@ -15,8 +14,8 @@ from arturo_integrations.metrics import PREFIX
 class History(lightning.Callback):
     """Entries by step, the time taken, and what determines the run; stops a run early where it is asked to.
 
-    An entry holds "step", "epoch" (in fractions) and "loss" (mean training loss since the entry before). There is one
-    at every step that Lightning logs, with what `ArturoMonitor`, an earlier callback, has added to the log, and one at
+    An entry holds "step" and "epoch" (in fractions). There is one at every step that Lightning logs, with "loss" (mean
+    training loss since the one before) and what `ArturoMonitor`, an earlier callback, has added to the log; and one at
     the end of every epoch, with what `ImageClassifier` has logged over it.
 
     Args:
@@ -31,19 +30,20 @@ class History(lightning.Callback):
         self.settings, self.every, self.stop_after = settings, every, stop_after
         self.entries: list[dict[str, float]] = []
         self.seconds = self.cpu_seconds = 0.0
-        self._losses: list[Tensor] = []
+        self._losses: list[Tensor | float] = []  # since the last logged step
         self._since = (0.0, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "settings": self.settings,
             "entries": self.entries,
+            "losses": list(map(float, self._losses)),
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.entries = list(state_dict["entries"])
+        self.entries, self._losses = list(state_dict["entries"]), list(state_dict["losses"])
         self.seconds, self.cpu_seconds = state_dict["seconds"], state_dict["cpu_seconds"]
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -57,11 +57,11 @@ class History(lightning.Callback):
         if not logged and not trainer.is_last_batch:
             return
         epoch = trainer.current_epoch + (batch_idx + 1) / int(trainer.num_training_batches)
-        loss = float(torch.stack(self._losses).mean())
-        self._losses.clear()
-        self.entries.append({"step": trainer.global_step, "epoch": epoch, "loss": loss})
+        self.entries.append({"step": trainer.global_step, "epoch": epoch})
         if logged:
-            self.entries[-1] |= numbers(trainer, arturo=True)
+            loss = sum(map(float, self._losses)) / len(self._losses)
+            self._losses.clear()
+            self.entries[-1] |= {"loss": loss, **numbers(trainer, arturo=True)}
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.entries[-1] |= numbers(trainer, arturo=False)

@@ -247,27 +247,30 @@ def test_schedules_at_their_ends():
     assert 0 < smooth[-1] < 0.01
 
 
-def stop_and_resume(arguments: list[Any], output: Path, capsys: Any) -> None:
+def stop_and_resume(arguments: list[Any], output: Path, step: int, capsys: Any) -> None:
     assert recipe(*arguments, "--output", output, "--stop-after", 1) == 0
     assert "stopped after epoch 1" in capsys.readouterr().out
     assert not (output / "metrics.json").exists()
     assert recipe(*arguments, "--output", output, "--resume") == 0
-    assert "from step-0000005" in capsys.readouterr().out
+    assert f"from step-{step:07d}" in capsys.readouterr().out
 
 
 def test_a_comparison_stopped_after_an_epoch_resumes_to_the_bit(whole, tmp_path, fashion, capsys):
     names = ",".join(optimizers.NAMES)
     arguments = ["--data", fashion, "--optimizer", names, "--epochs", 4, "--seeds", 3]
-    stop_and_resume(arguments, tmp_path, capsys)
+    stop_and_resume(arguments, tmp_path, 5, capsys)
     assert_same_runs(tmp_path, whole)
 
 
 def test_crops_flips_and_the_published_form_resume_to_the_bit(tmp_path, cifar10, capsys):
     arguments = ["--dataset", "cifar10", "--data", cifar10, "--optimizer", "arturo", "--setting", "published"]
-    arguments += ["--epochs", 2]
+    arguments += ["--epochs", 2, "--batch-size", 9]  # 13 steps an epoch, of which every second is logged
     assert recipe(*arguments, "--output", tmp_path / "whole") == 0
-    stop_and_resume(arguments, tmp_path / "parts", capsys)
+    stop_and_resume(arguments, tmp_path / "parts", 13, capsys)
     assert_same_runs(tmp_path / "parts", tmp_path / "whole")
+    history = results(tmp_path / "parts")["runs"][0]["history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == list(range(2, 27, 2))
+    assert [entry["step"] for entry in history if "val_loss" in entry] == [13, 26]
 
 
 def test_a_killed_comparison_goes_on_where_it_was(whole, tmp_path, fashion):
