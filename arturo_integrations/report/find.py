@@ -48,10 +48,9 @@ class Found:
         source = self.sources[0]
         log = read(source.kind, source.path)
         notes = [*self.notes, *log.notes]
-        notes += [
-            f"Also logged by {READERS[other.kind][0]}, which was not read: {other.path}" for other in self.sources[1:]
-        ]
-        return runs.sort(self.name, str(source.path), READERS[source.kind][0], log.columns, notes)
+        found = runs.sort(self.name, str(source.path), READERS[source.kind][0], log.columns, notes)
+        found.unread.extend((str(other.path), READERS[other.kind][0]) for other in self.sources[1:])
+        return found
 
 
 def load(path: Path, wanted: str | None = None) -> Run:

@@ -125,7 +125,8 @@ def _panel(slug: str, title: str, label: str, full: Grid, norm: Normalize, how: 
     bar = figure.colorbar(mesh, ax=axes, fraction=0.6 / height, pad=0.25 / height, extend=extend, **place)
     bar.set_label(label, fontsize=8, loc="left")
     bar.outline.set_visible(False)
-    caption = f"{label}, {how + ' over the layers of a module, ' if how else ''}at {len(full.steps):,} logged steps."
+    merged = f"{how} over the layers of a module, " if how else ""
+    caption = f"{label}, {merged}{len(full.names):,} rows at {len(full.steps):,} logged steps."
     if len(shown.steps) < len(full.steps):
         caption += f" {len(shown.steps)} of them are drawn, evenly chosen."
     if not np.isfinite(full.values).all():

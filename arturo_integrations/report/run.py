@@ -68,6 +68,7 @@ class Run:
         numbers: diagnostics, by name without the prefix.
         layers: by layer name, its numbers by name; layers in the order of the model where the log keeps it.
         notes: what a reader should know: lines left out, other runs in the folder.
+        unread: further logs of the same run, as path and logger.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Run:
     numbers: dict[str, Series]
     layers: dict[str, dict[str, Series]]
     notes: list[str] = field(default_factory=list)
+    unread: list[tuple[str, str]] = field(default_factory=list)
 
     def all_series(self) -> list[Series]:
         shown = (self.loss, self.validation, self.learning_rate, self.numbers, *self.layers.values())

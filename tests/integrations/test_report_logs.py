@@ -120,7 +120,7 @@ def test_a_trainers_event_files_hold_the_same(trained):
 def test_lightnings_table_and_event_files_are_one_run(lightning_folder):
     found = find.load(lightning_folder)
     assert (found.name, found.kind) == ("lightning_logs/version_0", "Lightning CSVLogger")
-    assert any("TensorBoard" in note for note in found.notes)
+    assert found.unread == [(str(lightning_folder / "lightning_logs" / "version_0"), "TensorBoard")]
     events = find.load(next(lightning_folder.rglob("events.out.tfevents.*")))
     assert events.kind == "TensorBoard"
     for read in (found, events):
