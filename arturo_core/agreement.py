@@ -6,6 +6,7 @@ Parameters that say themselves how they are split need none of this: their frame
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,26 +19,29 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+#: Options that say how a rank computes, not what; as weight decay and the direction, each may choose its own.
+_LOCAL = ("compile", "state_dtype")
+
+
 @dataclass(frozen=True)
 class Claim:
-    """What one rank's optimizer was built with; values that only a device knows are left out (None)."""
+    """What one rank's optimizer was built with.
+
+    Attributes:
+        options: those that the sums depend on, by name.
+        rates: learning rates of its parameter groups; None where only a device knows.
+        device: type of the device where it would keep the scalars of a step.
+    """
 
     options: dict[str, str]
-    groups: list[dict[str, float | bool | None]]
+    rates: list[float | None]
     device: str
 
     @classmethod
     def of(cls, groups: Sequence[Mapping[str, Any]], options: Options, home: torch.device) -> Claim:
         return cls(
-            options={name: str(value) for name, value in asdict(options).items()},
-            groups=[
-                {
-                    "lr": float(group["lr"]) if learning_rate.known(group["lr"]) else None,
-                    "weight_decay": float(group["weight_decay"]),
-                    "maximize": bool(group["maximize"]),
-                }
-                for group in groups
-            ],
+            options={name: str(value) for name, value in asdict(options).items() if name not in _LOCAL},
+            rates=[float(group["lr"]) if learning_rate.known(group["lr"]) else None for group in groups],
             device=home.type,
         )
 
@@ -58,12 +62,13 @@ def agree(
         a collective on another device would be another collective.
 
     Raises:
-        ValueError: on every rank, if they differ in options or parameter groups; the message says in which.
+        ValueError: on every rank, if they differ in options, parameter groups or rates; the message says in which.
     """
     claims = [Claim.of(groups, options, home)]
     for over in ranks:
         gathered: list[Any] = [None] * torch.distributed.get_world_size(over)
-        torch.distributed.all_gather_object(gathered, claims, group=over)
+        with _current(home):
+            torch.distributed.all_gather_object(gathered, claims, group=over)
         claims = [claim for part in gathered for claim in part]
     differing = _differing(claims)
     if differing:
@@ -75,19 +80,25 @@ def agree(
     return home if home.type in away or not away else torch.empty(0, device=away[0]).device
 
 
+def _current(home: torch.device) -> AbstractContextManager[Any]:
+    """Objects travel through the current device, which a script may have left at the first one on all ranks."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None or home.type != accelerator.type or home.index is None:
+        return nullcontext()
+    return torch.accelerator.device_index(home.index)
+
+
 def _differing(claims: Sequence[Claim]) -> str:
     """In what, with two of the values; nothing if all agree."""
     first = claims[0]
     for claim in claims:
-        if len(claim.groups) != len(first.groups):
-            return f"the number of parameter groups ({len(first.groups)} and {len(claim.groups)})"
-        pairs: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = [("options", first.options, claim.options)]
-        pairs += [
-            (f"parameter group {index}", one, other)
-            for index, (one, other) in enumerate(zip(first.groups, claim.groups, strict=True))
-        ]
-        for where, one, other in pairs:
-            for name in one:
-                if one[name] != other[name]:
-                    return f"{where}: {name} ({one[name]} and {other[name]})"
+        if len(claim.rates) != len(first.rates):
+            return f"the number of parameter groups ({len(first.rates)} and {len(claim.rates)})"
+        for name, value in claim.options.items():
+            if value != first.options[name]:
+                return f"{name} ({first.options[name]} and {value})"
+    for index, rates in enumerate(zip(*(claim.rates for claim in claims), strict=True)):
+        known = [rate for rate in rates if rate is not None]
+        if len(set(known)) > 1:
+            return f"lr of parameter group {index} ({min(known)} and {max(known)})"
     return ""

@@ -41,7 +41,7 @@ def warn_of_missing(saved: Sequence[dict[str, Any]], defaults: Mapping[str, Any]
         warnings.warn(
             f"Arturo: the parameter groups of the checkpoint lack {', '.join(lacking)}; it may be of an older version. "
             "What they counted starts anew, or is inferred from the learning rate.",
-            stacklevel=6,
+            stacklevel=8,
         )
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-#: The flat vector that a shard is part of, and the shard's place among its parameters. The vector holds its shards: a
-#: strong reference to it would keep both for ever.
-_flat_of: WeakIdKeyDictionary = WeakIdKeyDictionary()
+#: FSDP1's handle of the flat vector that a shard is part of, and the shard's place among its parameters (None: all of
+#: them). The handle holds its shards: a strong reference to it would keep both for ever.
+_handle_of: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def is_shard(param: Any) -> bool:
@@ -27,29 +27,32 @@ def is_shard(param: Any) -> bool:
 
 
 def is_known(param: Any) -> bool:
-    """Whether the flat vector of a shard could be found."""
+    """Whether FSDP1's handle of a shard could be found."""
     return _find(param) is not None
-
-
-def is_cut_into(param: Any, number: int) -> bool:
-    """Whether the flat vector of a shard is divided among so many ranks (as far as its sizes tell)."""
-    found = _find(param)
-    if found is None:
-        return False
-    whole, piece = found[0]._unpadded_unsharded_size.numel(), found[0]._sharded_size.numel()
-    return bool(piece == -(-whole // number))
 
 
 def is_whole(param: Any) -> bool:
     """Whether every rank holds all of FSDP1's parameter (``NO_SHARD``, and a group of one rank)."""
     found = _find(param)
-    return found is not None and bool(found[0]._sharded_size == found[0]._unpadded_unsharded_size)
+    return found is not None and not found[0].uses_sharded_strategy
+
+
+def process_group(param: Any) -> Any:
+    """The ranks that a shard's flat vector is divided among; under hybrid strategies those that share one replica."""
+    handle, _ = _found(param)
+    return handle.process_group
+
+
+def is_part_of_a_shard(param: Any) -> bool:
+    """Whether FSDP1 has flattened this rank's parts of parameters that were split before, as by tensor parallelism."""
+    handle, _ = _found(param)
+    return any(extension is not None for extension in handle.flat_param._param_extensions)
 
 
 def took_part(param: Any) -> bool:
     """Whether the flat vector of a shard has a gradient, of any of its parameters: then all of them have one."""
-    found = _find(param)
-    return found is not None and any(member.grad is not None for member in found[0]._params or ())
+    handle, _ = _found(param)
+    return any(member.grad is not None for member in handle.flat_param._params or ())
 
 
 def without_padding(param: Any, tensor: Tensor) -> Tensor:
@@ -60,10 +63,8 @@ def without_padding(param: Any, tensor: Tensor) -> Tensor:
 
 def matrices(param: Any) -> list[tuple[Tensor, torch.Size]]:
     """The parameters of a shard: their elements on this rank, and the shapes they were cut from."""
-    found = _find(param)
-    if found is None:  # it was there when the optimizer was built
-        raise RuntimeError("Arturo: the FullyShardedDataParallel module of a parameter is gone. Keep the model.")
-    flat, index = found
+    handle, index = _found(param)
+    flat = handle.flat_param
     if index is not None:
         return [(param, flat._shapes[index])]
     return [
@@ -77,17 +78,25 @@ def _is_flat(param: Any) -> bool:
     return bool(getattr(param, "_is_flat_param", False))
 
 
+def _found(param: Any) -> tuple[Any, int | None]:
+    found = _find(param)
+    if found is None:  # it was there when the optimizer was built
+        raise RuntimeError("Arturo: the FullyShardedDataParallel module of a parameter is gone. Keep the model.")
+    return found
+
+
 def _find(param: Any) -> tuple[Any, int | None] | None:
-    """The flat vector of a shard, and which of its parameters the shard is (None: all of them), if there is one."""
-    if _is_flat(param):
-        return param, None
-    if param not in _flat_of:
-        # A parameter that kept its identity does not know its flat vector; only FSDP1's modules do, and an optimizer
-        # does not see them. The garbage collector does: one look through its objects at the first step.
-        flats: list[Any] = [one for one in gc.get_objects() if type(one) is torch.nn.Parameter and _is_flat(one)]
-        for flat in flats:
-            for index, member in enumerate(flat._params or ()):
-                _flat_of[member] = weakref.ref(flat), index
-    reference, index = _flat_of.get(param, (lambda: None, 0))
-    whole = reference()
-    return None if whole is None else (whole, index)
+    """FSDP1's handle of a shard, and which of its parameters the shard is (None: all of them), if there is one."""
+    if param not in _handle_of:
+        # A parameter does not know its handle; only FSDP1's modules do, and an optimizer does not see them. The
+        # garbage collector does: one look through its objects when the optimizer is built.
+        from torch.distributed.fsdp._flat_param import FlatParamHandle
+
+        for handle in [one for one in gc.get_objects() if type(one) is FlatParamHandle]:
+            reference = weakref.ref(handle)
+            _handle_of[handle.flat_param] = reference, None
+            for index, member in enumerate(handle.flat_param._params or ()):
+                _handle_of[member] = reference, index
+    reference, index = _handle_of.get(param, (lambda: None, None))
+    handle = reference()
+    return None if handle is None else (handle, index)

@@ -31,8 +31,8 @@ def check_layout(param: Any, process_group: Any) -> None:
 
     Raises:
         ValueError: DTensor parameters that are sums over ranks, whose mesh leaves this rank out or shares ranks with
-            ``process_group``; flat shards (FSDP1) without ``process_group``, with one of another size, or whose module
-            cannot be found.
+            ``process_group``; flat shards (FSDP1) without their own ``process_group``, of tensor-parallel parameters,
+            or whose module cannot be found.
     """
     if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
         raise ValueError(
@@ -63,6 +63,11 @@ def _check_fsdp1(param: Any, process_group: Any) -> None:
             "that holds it. Build the optimizer from model.parameters() of the wrapped model, keep the model, and call "
             "gc.freeze() after that, if at all: it hides modules."
         )
+    if fsdp1.is_part_of_a_shard(param):
+        raise ValueError(
+            "Arturo: FSDP1 has flattened parameters that were split before (tensor parallelism), and no longer tells "
+            "over which ranks. Use FSDP2 (fully_shard), whose DTensors say it."
+        )
     if fsdp1.is_whole(param):
         return
     if process_group is None:
@@ -70,12 +75,12 @@ def _check_fsdp1(param: Any, process_group: Any) -> None:
             "Arturo: the parameters are FSDP1 shards, and the trust region needs sums over all of them. Pass "
             "process_group=FSDP.fsdp_modules(model)[0].process_group."
         )
-    ranks = _ranks(process_group)
-    if not fsdp1.is_cut_into(param, len(ranks)):
+    given, held = _ranks(process_group), _ranks(fsdp1.process_group(param))
+    if given != held:
         raise ValueError(
-            f"Arturo: process_group holds {len(ranks)} ranks ({sorted(ranks)}), but FSDP1 has cut its parameters into "
-            "another number of shards; hybrid strategies shard within a node alone. Pass "
-            "process_group=FSDP.fsdp_modules(model)[0].process_group."
+            f"Arturo: process_group holds ranks {sorted(given)}, but FSDP1 has divided a parameter among ranks "
+            f"{sorted(held)}. Pass process_group=FSDP.fsdp_modules(model)[0].process_group. Where pipeline stages are "
+            "sharded too, use FSDP2 (fully_shard) and the group of the stages."
         )
 
 
@@ -88,17 +93,24 @@ def _ranks(process_group: Any) -> set[int]:
     return set(get_process_group_ranks(process_group))
 
 
-def check_caller(process_group: Any) -> None:
+def check_caller(params: Iterable[Any], process_group: Any) -> None:
     """Raise where ``ZeroRedundancyOptimizer`` builds an optimizer of its rank's share that sees no other rank.
 
     Its parameters are plain tensors, so nothing but the caller tells them from replicated ones.
 
     Raises:
-        ValueError: without ``process_group``.
+        ValueError: without ``process_group``, or over FSDP1's parameters.
     """
     frame = sys._getframe(1)
-    while process_group is None and frame is not None:
+    while frame is not None:
         if frame.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
+            if any(fsdp1.is_shard(param) for param in params):
+                raise ValueError(
+                    "Arturo: ZeroRedundancyOptimizer splits parameters that FSDP1 holds already. Use one of them: "
+                    "FullyShardedDataParallel alone, or DistributedDataParallel with ZeroRedundancyOptimizer."
+                )
+            if process_group is not None:
+                return
             raise ValueError(
                 "Arturo: ZeroRedundancyOptimizer gives every rank a part of the parameters, and the trust region needs "
                 "sums over all of them. Pass optimizer_class=functools.partial(Arturo, "
@@ -125,9 +137,10 @@ def check_step(groups: Iterable[dict[str, Any]]) -> None:
             raise RuntimeError(
                 f"Arturo: a step was asked for by {module}, which trains parts of the parameters, one parameter group "
                 "at a time; the trust region needs them all. With ZeRO stage 1, 2 or 3 call "
-                "arturo_integrations.deepspeed.attach(engine) after deepspeed.initialize() or Accelerator.prepare(). "
-                "Without ZeRO, DeepSpeed is supported in float32 alone, without pipeline stages: use ZeRO stage 1 for "
-                "bf16 and fp16."
+                "arturo_integrations.deepspeed.attach(engine) after deepspeed.initialize() or Accelerator.prepare(); "
+                "under Lightning return arturo_integrations.lightning.optimizer_for(self, ...) from "
+                "configure_optimizers. Without ZeRO, DeepSpeed is supported in float32 alone, without pipeline stages: "
+                "use ZeRO stage 1 for bf16 and fp16."
             )
         frame = frame.f_back  # type: ignore[assignment]
 

@@ -91,10 +91,10 @@ class Arturo(Optimizer):
             not say so themselves (FSDP1, ``ZeroRedundancyOptimizer``, pipeline stages); sums are then taken over them.
             Every one of these ranks must have as many parameter groups, the same options and learning rates (compared
             at the first step that moves, and after a group was added), and take the same steps: an exception on one of
-            them alone, or learning rates of 0, leave the others waiting, as in every collective. Plain parameters
-            beside FSDP1's shards count once, and need the same gradients everywhere. Leave
-            it None for replicated (DDP) parameters and for DTensors (FSDP2, tensor parallelism), which say themselves
-            which ranks hold what.
+            them alone, or learning rates of 0 on one alone, leave the others waiting, as in every collective. Plain
+            parameters beside FSDP1's shards count once, and need the same gradients everywhere. Leave it None for
+            replicated (DDP) parameters and for DTensors (FSDP2, tensor parallelism), which say themselves which ranks
+            hold what.
 
     Raises:
         ValueError, TypeError: an option is out of range or has no meaning in the chosen mode, a parameter is not a
@@ -127,7 +127,6 @@ class Arturo(Optimizer):
         compile: bool = False,
         process_group: ProcessGroup | DeviceMesh | None = None,
     ) -> None:
-        check_caller(process_group)
         self._options = make_options(
             trust_region=trust_region,
             noise=noise,
@@ -152,6 +151,7 @@ class Arturo(Optimizer):
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
         check_group(defaults, self._options)
         super().__init__(params, defaults)
+        check_caller((param for group in self.param_groups for param in group["params"]), process_group)
 
     @classmethod
     def paper(
@@ -216,6 +216,8 @@ class Arturo(Optimizer):
         Raises:
             ValueError, TypeError: the group or a parameter in it cannot be optimised. Nothing is added then.
         """
+        if (wrapped := self._wrapped()) is not None:
+            return wrapped.add_param_group(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -244,6 +246,8 @@ class Arturo(Optimizer):
         Raises:
             ValueError: the sums could not follow the parameters' layout. Nothing has changed then.
         """
+        if (wrapped := self._wrapped()) is not None:
+            return wrapped.split_over(process_group)
         for group in self.param_groups:
             for param in group["params"]:
                 check_layout(param, process_group)
@@ -276,8 +280,9 @@ class Arturo(Optimizer):
         Raises:
             RuntimeError: a gradient is sparse; the optimizer was unpickled and has lost its ``process_group``.
             ValueError, TypeError: an lr or weight decay was set that is negative, not finite or no number, or groups
-                differ in lr with ``trust_region="kl"``, or ranks of the process group differ in options or groups.
-                Nothing has changed then but what the closure did.
+                differ in lr with ``trust_region="kl"``, or ranks differ in lr, options or groups (in lr the
+                step is skipped instead where parameters are on an accelerator). Nothing has changed then but what the
+                closure did.
         """
         check_step(self.param_groups)
         if self._lost_process_group:
@@ -305,8 +310,10 @@ class Arturo(Optimizer):
         if not sources and not reduction.distributed:
             return loss
         work = list(chunks(sources, self._chunk_size(home)))
-        relative, ok = gathering.survey(self.param_groups, self.state, moving, work, reduction, options, home)
-        rates = learning_rate.rates(self.param_groups, moving, options, relative)
+        seen = gathering.survey(self.param_groups, self.state, moving, work, reduction, options, home)
+        if seen.idle:
+            return loss
+        rates = learning_rate.rates(self.param_groups, moving, options, seen.relative)
         lr = torch.stack([rate.lr for rate in rates.values()])
         step = Step(
             chunks=work,
@@ -314,8 +321,8 @@ class Arturo(Optimizer):
             rates=rates,
             options=options,
             passes=compiled.passes() if options.compile else eager,
-            ok=ok * (torch.isfinite(lr).all() & (lr.amin() >= 0.0) & (lr.amax() > 0.0)),
-            relative=relative,
+            ok=seen.ok * (torch.isfinite(lr).all() & (lr.amin() >= 0.0) & (lr.amax() > 0.0)),
+            relative=seen.relative,
             home=home,
             reduction=reduction,
         )
@@ -368,6 +375,8 @@ class Arturo(Optimizer):
         Raises:
             ValueError: the state is of another mode, optimizer or parameter list. Nothing is changed then.
         """
+        if (wrapped := self._wrapped()) is not None:
+            return wrapped.load_state_dict(state_dict)
         # Registered last, so it sees what the user's own hooks have made of the dictionary.
         handle = self.register_load_state_dict_pre_hook(lambda _, loaded: self._inspect(loaded))
         try:
@@ -407,11 +416,30 @@ class Arturo(Optimizer):
             bookkeeping.complete(group, first)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Arturo:
+        if (wrapped := self._wrapped()) is not None:
+            return copy.deepcopy(wrapped, memo)
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        copied._process_group, copied._lost_process_group = self._process_group, self._lost_process_group
-        return copied
+        return copied._continue(self, copy.deepcopy(self.__getstate__(), memo))
+
+    def __copy__(self) -> Arturo:
+        if (wrapped := self._wrapped()) is not None:
+            return copy.copy(wrapped)
+        return type(self).__new__(type(self))._continue(self, self.__getstate__())
+
+    def _wrapped(self) -> Arturo | None:
+        """The optimizer inside, if this is a wrapper that poses as one (Lightning's, Fabric's).
+
+        It reads through to the optimizer, and keeps for itself what a method sets on it.
+        """
+        found = self.__dict__.get("_optimizer")
+        return found if isinstance(found, Arturo) else None
+
+    def _continue(self, original: Arturo, state: dict[str, Any]) -> Arturo:
+        """Become a copy of an optimizer with this state, over the same ranks."""
+        self.__setstate__(state)
+        self._process_group, self._lost_process_group = original._process_group, original._lost_process_group
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         # A process group cannot be pickled; the last step's report is not state.
@@ -434,8 +462,11 @@ class Arturo(Optimizer):
         * ``bound_active``: whether the bound decided the step's length.
         * ``step_scale``: 1; below or above only if the dual ran out of evaluations before meeting ``kl_rtol``.
         * ``step_rms``: root mean square of the step without weight decay, also before it is rounded (weight units).
+        * ``step_resolution``: ``step_rms`` over the RMS of half the spacing of neighbouring weights in their dtype;
+          below 1 rounding swallows most of a step. Left out where all weights are 0.
         * ``innovation_ratio``: mean of e²/S, 1 when the filter is consistent.
-        * ``steps``, ``skipped_steps``: steps taken, and skipped for non-finite gradients.
+        * ``steps``, ``skipped_steps``: steps taken, and skipped for non-finite gradients (with several ranks and an
+          accelerator also where no rank had a gradient, or ranks differed in lr).
         * ``curvature_q05``, ``_q50``, ``_q95``: curvature relative to its prior.
         * ``precision_q05``, ``_q50``, ``_q95``: precision of the weights (1/weight²).
         """
@@ -443,6 +474,9 @@ class Arturo(Optimizer):
         skipped = int(group["skipped"])
         numbers = reporting.summarize(self._report, group["calls"] - skipped, skipped)
         if self._report is not None:
+            gap = readings.half_spacing(self.param_groups)
+            if gap > 0.0:
+                numbers["step_resolution"] = numbers["step_rms"] / gap
             sample = readings.sample(self.param_groups, self.state, self._options)
             if sample:
                 numbers |= reporting.quantiles("curvature", [curvature for curvature, _ in sample])

@@ -25,6 +25,28 @@ def precision(held: Mapping[str, Tensor], group: Mapping[str, Any], options: Opt
     return gaussian.tied_precision(curvature, options.temperature)
 
 
+def relative_curvature(held: Mapping[str, Tensor], options: Options) -> Tensor:
+    """The curvature of the weights whose state is given, relative to its prior."""
+    return held["hessian"] / options.init_hessian if options.noise == "fixed" else held["curvature"]
+
+
+def half_spacing(groups: Sequence[Mapping[str, Any]]) -> float:
+    """RMS of half the distance between a weight and its neighbour in its dtype (weight units).
+
+    A shorter change of the weight is rounded away. Of an evenly spaced sample of this rank's weights.
+    """
+    params = [param for group in groups for param in group["params"]]
+    stride = max(1, sum(param.numel() for param in params) // SAMPLE)
+    squares = []
+    for param in params:
+        for run in sharding.runs(param, param):
+            weights = run.reshape(-1)[::stride].float()
+            gap = 0.5 * torch.finfo(run.dtype).eps * torch.exp2(torch.frexp(weights).exponent - 1.0)
+            squares.append(torch.where(weights == 0.0, 0.0, gap).square().cpu())
+    found = torch.cat(squares) if squares else torch.zeros(1)
+    return float(found.mean().sqrt()) if found.numel() else 0.0
+
+
 def sample(
     groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, Mapping[str, Any]], options: Options
 ) -> list[tuple[Tensor, Tensor]]:
@@ -36,7 +58,6 @@ def sample(
     updated = torch.stack([one["step"].cpu() for _, one in held]).tolist()
     held = [pair for pair, steps in zip(held, updated, strict=True) if steps > 0]
     stride = max(1, sum(param.numel() for param, _ in held) // SAMPLE)
-    fixed = options.noise == "fixed"
     found = []
     for param, one in held:
         part = {}
@@ -44,7 +65,7 @@ def sample(
             if value.dim() or param.dim() == 0:
                 runs = sharding.runs(value, param) or [sharding.shard(value)[:0]]
                 part[name] = torch.cat([run.reshape(-1)[::stride] for run in runs])
-        relative = part["hessian"] / options.init_hessian if fixed else part["curvature"]
+        relative = relative_curvature(part, options)
         if relative.numel():
             found.append((relative, precision(part, group_of[param], options)))
     return found

@@ -72,9 +72,9 @@ def process_groups(given: Any) -> list[ProcessGroup]:
     """The groups of ranks that an optimizer was told of: one, those of every dimension of a mesh, or none."""
     if given is None:
         return []
-    if hasattr(given, "get_group"):
-        return [given.get_group(dim) for dim in range(given.ndim)]
-    return [given]
+    if isinstance(given, torch.distributed.ProcessGroup):
+        return [given]
+    return [given.get_group(dim) for dim in range(given.ndim)]
 
 
 def is_dtensor(tensor: Any) -> bool:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from numbers import Real
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from arturo_core import Arturo
+from arturo_core.advice import Advisor, advise
+from arturo_core.layers import LayerWatch
 
 PREFIX = "arturo/"
 
@@ -19,14 +22,24 @@ PREFIX = "arturo/"
 _INNER = ("optimizer", "_optimizer", "optim")
 
 
-def arturo_metrics(optimizer: Any) -> dict[str, int | float]:
+#: One for each optimizer whose metrics are asked for: advice is given once.
+_advisors: WeakKeyDictionary[Arturo, Advisor] = WeakKeyDictionary()
+
+
+def arturo_metrics(
+    optimizer: Any, *, layers: LayerWatch | None = None, advice: bool = True, clipped: bool | None = None
+) -> dict[str, int | float]:
     """The diagnostics of the ``Arturo`` inside an optimizer, as a flat dictionary for a logger.
 
     No collective is needed: any rank may call it alone. The numbers of the last step are the same on every rank; the
-    quantiles (``curvature_q..``, ``precision_q..``) are of the parameters, or shards of them, that this rank holds.
+    quantiles (``curvature_q..``, ``precision_q..``) and ``step_resolution`` are of the parameters, or shards of them,
+    that this rank holds.
 
     Args:
         optimizer: an ``Arturo``, or what a framework has wrapped around one (:func:`find_arturo`).
+        layers: a watch on the optimizer, armed for this step: its numbers go in as well (:func:`layer_metrics`).
+        advice: warn, once each, where the numbers speak against a setting (:class:`arturo_core.advice.ArturoAdvice`).
+        clipped: whether clipping rescaled the gradients of this step, for the advice; None if that is not known.
 
     Returns:
         ``{"arturo/<name>": number}`` for every name in :meth:`arturo_core.Arturo.diagnostics` that has a finite value.
@@ -40,7 +53,25 @@ def arturo_metrics(optimizer: Any) -> dict[str, int | float]:
             f"Arturo: no Arturo inside an optimizer of type {type(optimizer).__name__}. Pass the optimizer that "
             "training steps, wrapped or not."
         )
-    return loggable(arturo.diagnostics())
+    diagnostics = arturo.diagnostics()
+    if advice:
+        advise(_advisors.setdefault(arturo, Advisor(arturo)).check(diagnostics, clipped))
+    return loggable(diagnostics) | (layer_metrics(layers) if layers is not None else {})
+
+
+def layer_metrics(watch: LayerWatch) -> dict[str, float]:
+    """The last watched step by layer, as a flat dictionary for a logger.
+
+    Returns:
+        ``{"arturo/layer/<layer>/<number>": number}`` for every number of :meth:`arturo_core.layers.LayerWatch.numbers`
+        that is finite; empty before the first watched step.
+    """
+    return {
+        f"{PREFIX}layer/{layer}/{name}": value
+        for layer, numbers in watch.numbers().items()
+        for name, value in numbers.items()
+        if math.isfinite(value)
+    }
 
 
 def find_arturo(optimizer: Any) -> Arturo | None:

@@ -28,6 +28,8 @@ Diagnostics
     Every training record holds ``arturo/eta``, ``arturo/kl_ratio`` and all else that
     ``optimizer.diagnostics()`` reports: in ``trainer.state.log_history``, on the console and in every
     reporter (TensorBoard, Weights & Biases ...). Runs with another optimizer are left alone.
+    ``log_layers(trainer)`` adds what each layer does. Where the numbers speak against a setting, a warning says
+    once what to change (:mod:`arturo_core.advice`).
 
 Several processes
     DDP, FSDP1 and FSDP2 (through ``fsdp_config`` or ``DistributedConfig(fsdp_size=...)``) need nothing else. For models
@@ -43,10 +45,10 @@ Limits
       ``"zero_force_ds_cpu_optimizer": false``, and a checkpoint is resumed by as many ranks as saved it.
 """
 
-from arturo_integrations.transformers.callback import ArturoDiagnosticsCallback
+from arturo_integrations.transformers.callback import ArturoDiagnosticsCallback, log_layers
 from arturo_integrations.transformers.options import arturo_kwargs
 from arturo_integrations.transformers.registry import register
 
-__all__ = ["ArturoDiagnosticsCallback", "arturo_kwargs", "register"]
+__all__ = ["ArturoDiagnosticsCallback", "arturo_kwargs", "log_layers", "register"]
 
 register()

@@ -6,7 +6,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from arturo_integrations.metrics import PREFIX, find_arturo, loggable
+from arturo_core.advice import Advisor, advise
+from arturo_core.layers import LayerWatch
+from arturo_integrations.metrics import PREFIX, find_arturo, layer_metrics, loggable
 
 
 class ArturoDiagnosticsCallback(TrainerCallback):
@@ -17,7 +19,33 @@ class ArturoDiagnosticsCallback(TrainerCallback):
     the record. It does nothing in a run whose optimizer is not an ``Arturo``.
 
     None and non-finite values are left out: neither JSON nor every reporter can hold them.
+
+    Args:
+        per_layer: put ``arturo/layer/<layer>/<number>`` (:class:`arturo_core.layers.LayerWatch`) into the log history,
+            and so into ``trainer_state.json``; not into reporters and the console, for there are seven a parameter.
+        advice: warn, once each, where the numbers speak against a setting (:class:`arturo_core.advice.Advisor`).
     """
+
+    def __init__(self, per_layer: bool = False, advice: bool = True) -> None:
+        self.per_layer = per_layer
+        self.advice = advice
+        self._watch: LayerWatch | None = None
+        self._advisor: Advisor | None = None
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """Finds the optimizer of this run."""
+        arturo = find_arturo(optimizer)
+        self._advisor = Advisor(arturo) if arturo is not None and self.advice else None
+        if self._watch is not None:
+            self._watch.close()
+        self._watch = LayerWatch(arturo, model.named_parameters()) if arturo is not None and self.per_layer else None
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Watches the steps that will be logged."""
+        if self._watch is not None and _is_logged(args, state, state.global_step + 1):
+            self._watch.arm()
 
     def on_log(
         self,
@@ -35,7 +63,10 @@ class ArturoDiagnosticsCallback(TrainerCallback):
         # The prefix is there already when a user has added this callback a second time.
         if arturo is None or any(key.startswith(PREFIX) for key in logs):
             return
-        numbers = loggable(arturo.diagnostics())
+        diagnostics = arturo.diagnostics()
+        numbers = loggable(diagnostics)
+        if self._advisor is not None:
+            advise(self._advisor.check(diagnostics, _clipped(args, logs)))
         logs.update(numbers)
         # The Trainer has stored a copy of `logs` before it calls its callbacks; a Trainer with a `log` of its
         # own may not have.
@@ -43,3 +74,42 @@ class ArturoDiagnosticsCallback(TrainerCallback):
             stored = state.log_history[-1]
             if "loss" in stored and stored.get("step") == state.global_step:
                 stored.update(numbers)
+                if self._watch is not None:
+                    stored.update(layer_metrics(self._watch))
+
+
+def _clipped(args: Any, logs: dict[str, Any]) -> bool | None:
+    """Whether the gradients of the logged step were rescaled; Trainer logs their norm as it was before."""
+    if not args.max_grad_norm:
+        return False
+    return float(logs["grad_norm"]) > args.max_grad_norm if "grad_norm" in logs else None
+
+
+def _is_logged(args: Any, state: Any, step: int) -> bool:
+    """Whether Trainer will log after a step, counted from 1."""
+    strategy = str(getattr(args.logging_strategy, "value", args.logging_strategy))
+    if strategy == "steps":
+        return step % max(1, int(state.logging_steps)) == 0 or bool(step == 1 and args.logging_first_step)
+    if strategy == "epoch" and state.num_train_epochs:
+        return step % max(1, round(int(state.max_steps) / int(state.num_train_epochs))) == 0
+    return False
+
+
+def log_layers(trainer: Any) -> None:
+    """Have a Trainer log what each layer does in the logged steps: which spend the KL divergence, which have learned.
+
+    Call it before ``train()``, of a Trainer with ``optim="arturo"`` or an own :class:`ArturoDiagnosticsCallback`. The
+    records of ``trainer.state.log_history`` and ``trainer_state.json`` get ``arturo/layer/<layer>/<number>``; seven
+    numbers a parameter are too many for the console.
+
+    Raises:
+        ValueError: the Trainer has no such callback.
+    """
+    found = [one for one in trainer.callback_handler.callbacks if isinstance(one, ArturoDiagnosticsCallback)]
+    if not found:
+        raise ValueError(
+            "Arturo: the Trainer has no ArturoDiagnosticsCallback. Import arturo_integrations.transformers before the "
+            "Trainer is built, or pass one in callbacks=."
+        )
+    for callback in found:
+        callback.per_layer = True

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,12 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware, for a run's entry."""
+def environment(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """Versions of Python and of packages, and hardware, for a run's entry."""
     import torch
 
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -243,8 +243,9 @@ def test_missing_group_keys_are_filled_in(options, key):
     for group in state_dict["param_groups"]:
         del group[key]
     params, optimizer = build({**options, "weight_decay": 0.25})
-    with pytest.warns(UserWarning, match=f"lack {key};"):
+    with pytest.warns(UserWarning, match=f"lack {key};") as told:
         optimizer.load_state_dict(state_dict)
+    assert told[0].filename == __file__, "the warning points at the caller"
     assert set(optimizer.param_groups[0]) == GROUP_KEYS
     expected = {"maximize": False, "weight_decay": 0.25, "peak_lr": options["lr"], "length": 0.0}
     if key in expected:

@@ -35,6 +35,7 @@ LAYOUTS = {
 }
 
 INTEGRATIONS = ROOT / "tests" / "integrations"
+LIGHTNING, LIGHTNING_ZERO = "test_lightning_distributed.py", "test_lightning_deepspeed.py"
 ACCELERATE, TRAINER, DEEPSPEED = "test_accelerate.py", "test_transformers_distributed.py", "test_deepspeed.py"
 OF_ACCELERATE = (
     f"{ACCELERATE}::test_training_is_that_of_one_process",
@@ -68,7 +69,37 @@ FRAMEWORKS = {
         f"{DEEPSPEED}::test_deepspeed_resumes_to_the_bit",
         None,
     ),
-    "the same, without DeepSpeed installed": ("", f"{DEEPSPEED}::test_stand_in", None, None),
+    "Lightning: DDP, `ModelParallelStrategy` (FSDP2)": (
+        "nothing",
+        f"{LIGHTNING}::test_training_is_that_of_one_process",
+        f"{LIGHTNING}::test_a_checkpoint_goes_on_bit_for_bit",
+        None,
+    ),
+    "Lightning: `FSDPStrategy` (FSDP1)": (
+        "`optimizer_for`",
+        f"{LIGHTNING}::test_training_is_that_of_one_process",
+        f"{LIGHTNING}::test_a_checkpoint_goes_on_bit_for_bit",
+        None,
+    ),
+    "Lightning: `DeepSpeedStrategy`, ZeRO 1, 2, 3": (
+        "`optimizer_for`",
+        f"{LIGHTNING_ZERO}::test_training_is_that_of_one_process",
+        f"{LIGHTNING_ZERO}::test_a_checkpoint_goes_on_bit_for_bit",
+        None,
+    ),
+    "Fabric: DDP, FSDP2, FSDP1": (
+        "`optimizer_for`",
+        f"{LIGHTNING}::test_fabric_trains_saves_and_goes_on",
+        f"{LIGHTNING}::test_fabric_trains_saves_and_goes_on",
+        None,
+    ),
+    "Fabric: DeepSpeed ZeRO 1, 2, 3": (
+        "`attach`",
+        f"{LIGHTNING_ZERO}::test_training_is_that_of_one_process",
+        None,
+        None,
+    ),
+    "DeepSpeed, where it is not installed": ("", f"{DEEPSPEED}::test_stand_in", None, None),
 }
 
 STEP = "test_steps.py::test_step_is_that_of_one_process"
@@ -116,7 +147,8 @@ def table() -> str:
     for layout, (added, *cells) in FRAMEWORKS.items():
         names = " | ".join("–" if cell is None else f"`{cell.split('::')[1]}`" for cell in cells)
         lines.append(f"| {layout} | {added} | {names} |")
-    lines += ["", f"Tests, in `tests/integrations`: `{ACCELERATE}`, `{TRAINER}`, `{DEEPSPEED}`."]
+    files = ", ".join(f"`{file}`" for file in (ACCELERATE, TRAINER, DEEPSPEED, LIGHTNING, LIGHTNING_ZERO))
+    lines += ["", f"Tests, in `tests/integrations`: {files}."]
     return "\n".join(lines) + "\n"
 
 

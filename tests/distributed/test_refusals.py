@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from layouts import fsdp
+from layouts import fsdp, tensor_parallel
 from problem import groups, network
 from ranks import run
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
@@ -23,7 +23,8 @@ from arturo_core import Arturo
 
 
 def fsdp1_without_a_group() -> None:
-    Arturo(FullyShardedDataParallel(network(), device_id=torch.device("cpu")).parameters())
+    model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"))
+    Arturo(model.parameters())
 
 
 def zero_without_a_group() -> None:
@@ -64,11 +65,11 @@ def other_rates() -> None:
     Arturo(groups(network()), lr=lr, process_group=distributed.group.WORLD).step()
 
 
-def a_group_that_has_other_options_from_now_on() -> None:
+def a_late_group() -> None:
     model = network()
     optimizer = Arturo(model.up.parameters(), process_group=distributed.group.WORLD)
     optimizer.step()
-    optimizer.add_param_group({"params": model.down.parameters(), "maximize": distributed.get_rank() == 0})
+    optimizer.add_param_group({"params": model.down.parameters(), "lr": 1e-3 * (1 + distributed.get_rank())})
     optimizer.step()
 
 
@@ -98,6 +99,38 @@ def another_group_than_fsdp1s() -> None:
     model = FullyShardedDataParallel(network(), use_orig_params=True, device_id=torch.device("cpu"))
     alone, _ = distributed.new_subgroups(1)
     Arturo(model.parameters(), process_group=alone)
+
+
+def fsdp1_of_tensor_parallel() -> None:
+    model = network()
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
+    tensor_parallel(model, mesh["tp"])
+    wrapped = FullyShardedDataParallel(model, device_mesh=mesh["dp"], device_id=torch.device("cpu"))
+    Arturo(wrapped.parameters(), process_group=wrapped.process_group)
+
+
+def zero_of_fsdp1() -> None:
+    model = FullyShardedDataParallel(
+        network(), use_orig_params=True, sharding_strategy=ShardingStrategy.NO_SHARD, device_id=torch.device("cpu")
+    )
+    ZeroRedundancyOptimizer(model.parameters(), functools.partial(Arturo, process_group=distributed.group.WORLD))
+
+
+def rates_that_part() -> None:
+    """A scheduler that follows the rank's own loss: nothing says so but the sums."""
+    model = network()
+    fsdp(model, init_device_mesh("cpu", (2,)))
+    optimizer = Arturo(groups(model))
+    for step in range(2):
+        for param in model.parameters():
+            param.grad = torch.ones_like(param)
+        before = [param.to_local().clone() for param in model.parameters()]
+        optimizer.param_groups[1]["lr"] = 1e-3 * (1 + step * 1e-3 * distributed.get_rank())
+        try:
+            optimizer.step()
+        finally:
+            same = [torch.equal(param.to_local(), old) for param, old in zip(model.parameters(), before, strict=True)]
+            assert all(same) == (step == 1), "a refused step changes nothing"
 
 
 def frozen_garbage() -> None:
@@ -135,14 +168,17 @@ REFUSED = {
     "ZeRO with a group": (zero_with_a_group_is_not_refused, "built"),
     "DTensors counted twice": (dtensors_counted_twice, "leave process_group out"),
     "partial parameter": (partial_parameter, "Redistribute it"),
-    "other options": (other_options, "differ in options: kl_rtol (0.001 and 0.002)"),
+    "other options": (other_options, "differ in kl_rtol (0.001 and 0.002)"),
     "other groups": (other_groups, "differ in the number of parameter groups (1 and 2)"),
-    "other rates": (other_rates, "differ in parameter group 0: lr (0.001 and 0.002)"),
-    "a late group": (a_group_that_has_other_options_from_now_on, "differ in parameter group 1: maximize"),
+    "other rates": (other_rates, "differ in lr of parameter group 0 (0.001 and 0.002)"),
+    "a late group": (a_late_group, "differ in lr of parameter group 1"),
     "replicas counted twice": (replicas_counted_twice, "leave process_group out"),
     "meshes of other ranks": (meshes_of_other_ranks, "a mesh that this rank is no part of"),
     "mesh counted twice": (mesh_counted_twice, "leave process_group out"),
-    "FSDP1 with another group": (another_group_than_fsdp1s, "another number of shards"),
+    "rates that part": (rates_that_part, "differ in their learning rates"),
+    "FSDP1 with another group": (another_group_than_fsdp1s, "FSDP1 has divided a parameter among ranks [0, 1]"),
+    "FSDP1 of tensor parallel": (fsdp1_of_tensor_parallel, "Use FSDP2 (fully_shard)"),
+    "ZeRO of FSDP1": (zero_of_fsdp1, "FullyShardedDataParallel alone"),
     "FSDP1 out of sight": (frozen_garbage, "call gc.freeze() after that"),
     "another rank's shard": (the_shard_of_another_rank, "it was saved by another rank"),
 }

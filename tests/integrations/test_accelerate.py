@@ -32,7 +32,7 @@ def of_ranks(results: dict[int, list[Any]], name: str, *case: str) -> list[Any]:
 
 def sums(numbers: dict[str, float]) -> dict[str, float]:
     """Without the quantiles, which are of a rank's own shard."""
-    return {key: value for key, value in numbers.items() if "_q" not in key}
+    return {key: value for key, value in numbers.items() if "_q" not in key and "resolution" not in key}
 
 
 def assert_same_run(found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from arturo_core import Arturo
+from arturo_core.advice import ArturoAdvice
+from arturo_core.layers import LayerWatch
 from arturo_integrations.metrics import arturo_metrics, find_arturo
 
 
@@ -44,3 +49,29 @@ def test_the_wrappers_of_lightning_and_zero_are_looked_through():
     assert find_arturo(wrappers.LightningOptimizer(optimizer)) is optimizer
     fabric = pytest.importorskip("lightning.fabric.wrappers")
     assert find_arturo(fabric._FabricOptimizer(optimizer, strategy=None)) is optimizer
+
+
+def test_metrics_take_layers_and_give_advice_once():
+    weights = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = Arturo([("weights", weights)], lr=0.5)
+    watch = LayerWatch(optimizer)
+    weights.grad = torch.arange(6.0).view(2, 3)
+    watch.arm()
+    optimizer.step()
+    with pytest.warns(ArturoAdvice, match="lr=0.5 looks like"):
+        metrics = arturo_metrics(optimizer, layers=watch)
+    assert metrics["arturo/layer/weights/kl"] == pytest.approx(metrics["arturo/kl"])
+    assert metrics["arturo/layer/weights/kl_share"] == 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ArturoAdvice)
+        arturo_metrics(optimizer)
+        arturo_metrics(after_a_step(), advice=False)
+
+
+def test_metrics_keep_no_optimizer_alive():
+    optimizer = after_a_step()
+    arturo_metrics(optimizer)
+    gone = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert gone() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -16,8 +17,9 @@ from tiny_trainer import arturo_of, tiny_arguments, tiny_dataset, tiny_model, ti
 from transformers import Trainer, TrainerCallback
 
 from arturo_core import Arturo
+from arturo_core.advice import ArturoAdvice
 from arturo_integrations.metrics import find_arturo, loggable
-from arturo_integrations.transformers import ArturoDiagnosticsCallback
+from arturo_integrations.transformers import ArturoDiagnosticsCallback, log_layers
 
 
 def arturo_keys(record):
@@ -183,3 +185,49 @@ def test_wrappers_are_looked_through():
     circular = SimpleNamespace()
     circular.optimizer = circular
     assert find_arturo(circular) is None
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_layers_are_logged_when_asked_for(tmp_path, strategy):
+    trainer = tiny_trainer(tmp_path, max_steps=8, logging_strategy=strategy, logging_steps=2)
+    keeper = LogKeeper()
+    trainer.add_callback(keeper)
+    log_layers(trainer)
+    trainer.train()
+    records = loss_records(trainer)
+    assert len(records) >= 2
+    names = {name for name, _ in trainer.model.named_parameters()}
+    for record in records:
+        spent = {key: value for key, value in record.items() if key.endswith("/kl")}
+        spent.pop("arturo/kl", None)
+        assert {key.removeprefix("arturo/layer/").removesuffix("/kl") for key in spent} == names
+        assert sum(spent.values()) == pytest.approx(record["arturo/kl"], rel=1e-4)
+        assert sum(value for key, value in record.items() if key.endswith("/kl_share")) == pytest.approx(1.0)
+    assert not any(key.startswith("arturo/layer") for seen in keeper.seen for key in seen), "too many for the console"
+    assert len({record["arturo/layer/" + min(names) + "/kl"] for record in records}) == len(records), "not stale"
+
+
+def test_layers_are_not_logged_otherwise(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_steps=1)
+    trainer.train()
+    assert not any(key.startswith("arturo/layer") for record in loss_records(trainer) for key in record)
+
+
+def test_asking_for_layers_without_the_callback_is_an_error(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_steps=1)
+    trainer.remove_callback(ArturoDiagnosticsCallback)
+    with pytest.raises(ValueError, match=r"Import arturo_integrations\.transformers before"):
+        log_layers(trainer)
+
+
+def test_advice_follows_the_trainers_own_clipping(tmp_path):
+    def advice(**arguments):
+        trainer = tiny_trainer(tmp_path, max_steps=110, logging_steps=10, **arguments)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            trainer.train()
+        return [str(one.message) for one in told if one.category is ArturoAdvice]
+
+    (found,) = advice(max_grad_norm=1e-3)
+    assert "clipping has rescaled the gradients" in found
+    assert advice(max_grad_norm=0) == []

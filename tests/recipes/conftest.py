@@ -6,6 +6,7 @@ import pytest
 from quality_fashion import SMALL, write_fashion
 
 from recipes.benchmarks.quality.tasks import fashion
+from recipes.image import fashion_mnist as files
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +20,7 @@ def environment_as_before(monkeypatch):
 def small_fashion(monkeypatch, tmp_path):
     """Random images in Fashion-MNIST's format, a few of them."""
     write_fashion(tmp_path)
-    monkeypatch.setenv(fashion.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(files.VARIABLE, str(tmp_path))
     monkeypatch.setattr(fashion, "TRAIN", 280)
     monkeypatch.setattr(fashion, "VALIDATION", SMALL)
     monkeypatch.setattr(fashion, "TEST", 50)

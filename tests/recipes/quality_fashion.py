@@ -6,7 +6,7 @@ import gzip
 
 import numpy as np
 
-from recipes.benchmarks.quality.tasks import fashion
+from recipes.image import fashion_mnist as files
 
 SMALL = 40  # rows that the tests evaluate on
 
@@ -20,5 +20,5 @@ def write_fashion(folder, train=320, test=60):
     rng = np.random.default_rng(0)
     for part, rows in (("train", train), ("test", test)):
         images = rng.integers(0, 256, (rows, 28, 28))
-        (folder / fashion.FILES[f"{part} images"]).write_bytes(idx(images))
-        (folder / fashion.FILES[f"{part} classes"]).write_bytes(idx(rng.integers(0, 10, rows)))
+        (folder / files.FILES[f"{part} images"]).write_bytes(idx(images))
+        (folder / files.FILES[f"{part} classes"]).write_bytes(idx(rng.integers(0, 10, rows)))

@@ -12,6 +12,7 @@ from quality_fashion import SMALL, write_fashion
 
 from recipes.benchmarks.quality.tasks import TASKS, fashion, language, tabular, text
 from recipes.benchmarks.quality.tasks.common import shuffled
+from recipes.image import fashion_mnist as files
 from recipes.text.errors import InputError
 
 
@@ -98,20 +99,20 @@ def test_parts_of_the_images(small_fashion):
 
 @pytest.mark.parametrize("name", ["fashion-cnn", "fashion-vit"])
 def test_missing_images_name_the_fix(monkeypatch, tmp_path, name):
-    monkeypatch.setenv(fashion.VARIABLE, str(tmp_path / "nowhere"))
+    monkeypatch.setenv(files.VARIABLE, str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"nowhere.*python -m recipes\.benchmarks\.quality\.tasks\.fashion"):
         TASKS[name].make(0)
 
 
 def test_images_are_found_in_the_working_directory(monkeypatch, tmp_path):
-    monkeypatch.delenv(fashion.VARIABLE, raising=False)
-    monkeypatch.setattr(fashion, "SYSTEM_FOLDER", tmp_path / "none")
+    monkeypatch.delenv(files.VARIABLE, raising=False)
+    monkeypatch.setattr(files, "SYSTEM_FOLDER", tmp_path / "none")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="ARTURO_FASHION_MNIST"):
         fashion.folder()
-    (tmp_path / fashion.OWN_FOLDER).mkdir(parents=True)
-    write_fashion(tmp_path / fashion.OWN_FOLDER, 3, 3)
-    assert fashion.folder() == fashion.OWN_FOLDER
+    (tmp_path / files.OWN_FOLDER).mkdir(parents=True)
+    write_fashion(tmp_path / files.OWN_FOLDER, 3, 3)
+    assert fashion.folder() == files.OWN_FOLDER
 
 
 def test_incomplete_and_foreign_images_are_refused(monkeypatch, tmp_path):
@@ -119,7 +120,7 @@ def test_incomplete_and_foreign_images_are_refused(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="not complete"):
         fashion.fashion_mnist(tmp_path)
     with pytest.raises(InputError, match="IDX"):
-        fashion.read_idx(gzip.compress(b"no images"))
+        files.read_idx(gzip.compress(b"no images"))
 
 
 def test_fetching_unpacks_the_package(monkeypatch, tmp_path):
@@ -128,28 +129,28 @@ def test_fetching_unpacks_the_package(monkeypatch, tmp_path):
     def run(command, where, fix):
         commands.append(command)
         if command[0] == "apt-get":
-            (tmp_path.__class__(where) / f"{fashion.PACKAGE}_1_all.deb").touch()
+            (tmp_path.__class__(where) / f"{files.PACKAGE}_1_all.deb").touch()
         else:
             inside = tmp_path.__class__(where) / "unpacked/usr/share/datasets/fashion-mnist"
             inside.mkdir(parents=True)
             write_fashion(inside, 3, 3)
 
-    monkeypatch.setattr(fashion, "run", run)
-    monkeypatch.setattr(fashion.shutil, "which", lambda tool: tool)
-    target = fashion.fetch(tmp_path / "new" / "folder")
+    monkeypatch.setattr(files, "run", run)
+    monkeypatch.setattr(files.shutil, "which", lambda tool: tool)
+    target = files.fetch(tmp_path / "new" / "folder")
     assert commands == [
         ["apt-get", "download", "dataset-fashion-mnist"],
         ["dpkg", "-x", "dataset-fashion-mnist_1_all.deb", "unpacked"],
     ]
-    assert sorted(path.name for path in target.iterdir()) == sorted(fashion.FILES.values())
+    assert sorted(path.name for path in target.iterdir()) == sorted(files.FILES.values())
 
 
 def test_fetching_without_apt_or_with_a_failing_one_names_the_fix(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"ls.*failed.*do this"):
-        fashion.run(["ls", "no-such-file"], str(tmp_path), "do this")
-    monkeypatch.setattr(fashion.shutil, "which", lambda tool: None)
+        files.run(["ls", "no-such-file"], str(tmp_path), "do this")
+    monkeypatch.setattr(files.shutil, "which", lambda tool: None)
     with pytest.raises(InputError, match=r"no apt-get here.*ARTURO_FASHION_MNIST"):
-        fashion.fetch(tmp_path)
+        files.fetch(tmp_path)
 
 
 def test_real_images():

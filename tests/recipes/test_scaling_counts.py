@@ -114,7 +114,7 @@ def test_report_from_records(counts: dict[tuple[str, str], dict[str, Any]], tmp_
     records.write_text("".join(json.dumps(record) + "\n" for record in counts.values()))
     assert command.main(["--records", str(records), "--out", str(tmp_path), "--set", "mfu=0.5"]) == 0
     text = (tmp_path / "scaling.md").read_text()
-    assert "| FSDP2, 2 ranks | 0 | 2 (144 B) | 9 (200 B)" in text
+    assert "| FSDP2, 2 ranks | 0 | 2 (168 B) | 9 (224 B)" in text
     assert "| mfu | 0.5 |" in text
     assert {path.name for path in tmp_path.iterdir()} >= {"scaling.png", "scaling.svg", "calculated.jsonl"}
     with pytest.raises(SystemExit):

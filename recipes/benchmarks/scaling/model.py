@@ -90,10 +90,10 @@ def all_reduce_us(message: Message, given: Assumptions) -> float:
     return given.latency_factor * min(tree, ring) + 1e6 * message.bytes / given.small_bandwidth
 
 
-#: Bytes of the two all-reduces of a default step with two parameter groups: of the survey (2 + 2 a group) and of the
+#: Bytes of the two all-reduces of a default step with two parameter groups: of the survey (5 + 2 a group) and of the
 #: step (6 a group), each float64. The published form adds a minimum, five evaluations of its dual and one more sum.
-DEFAULT_STEP = (48, 96)
-PAPER_STEP = (16, 8, 48, *(24,) * 5, 8)
+DEFAULT_STEP = (72, 96)
+PAPER_STEP = (40, 8, 48, *(24,) * 5, 8)
 
 
 def sharded_over_all(gpus: int, given: Assumptions, sizes: tuple[int, ...] = DEFAULT_STEP) -> list[Message]:

@@ -10,12 +10,6 @@ training file.
 from __future__ import annotations
 
 import functools
-import gzip
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,18 +19,11 @@ from torch import Tensor, nn
 
 from recipes.benchmarks.quality.tasks.base import Problem, Task
 from recipes.benchmarks.quality.tasks.common import from_scratch, sha256, shuffled
+from recipes.image import fashion_mnist as files
+from recipes.image.fashion_mnist import FILES, read_idx
+from recipes.image.networks import small_cnn
 from recipes.text.errors import InputError
 
-VARIABLE = "ARTURO_FASHION_MNIST"
-PACKAGE = "dataset-fashion-mnist"
-SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-OWN_FOLDER = Path("runs/data/fashion-mnist")
-FILES = {
-    "train images": "train-images-idx3-ubyte.gz",
-    "train classes": "train-labels-idx1-ubyte.gz",
-    "test images": "t10k-images-idx3-ubyte.gz",
-    "test classes": "t10k-labels-idx1-ubyte.gz",
-}
 FETCH = "python -m recipes.benchmarks.quality.tasks.fashion"
 
 CLASSES = 10
@@ -51,27 +38,7 @@ PATCH, WIDTH, LAYERS, HEADS = 7, 64, 3, 4
 
 def folder() -> Path:
     """Where the four files are; an InputError that says how to get them if they are nowhere."""
-    given = os.environ.get(VARIABLE)
-    places = [Path(given)] if given else [SYSTEM_FOLDER, OWN_FOLDER]
-    for place in places:
-        if all((place / name).is_file() for name in FILES.values()):
-            return place
-    looked = " and ".join(map(str, places))
-    raise InputError(
-        f"Fashion-MNIST is not in {looked}; run: {FETCH} (Debian or Ubuntu), or set {VARIABLE} to a folder with "
-        f"{', '.join(FILES.values())}"
-    )
-
-
-def read_idx(content: bytes) -> Tensor:
-    """The unsigned bytes of a gzip-compressed IDX file in the shape its header states."""
-    raw = gzip.decompress(content)
-    dimensions = raw[3]
-    if raw[:3] != b"\x00\x00\x08":
-        raise InputError("a file of Fashion-MNIST is not in the IDX format with unsigned bytes; get the data anew")
-    header = 4 + 4 * dimensions
-    shape = [int.from_bytes(raw[at : at + 4], "big") for at in range(4, header, 4)]
-    return torch.frombuffer(bytearray(raw[header:]), dtype=torch.uint8).view(shape)
+    return files.folder(fetch_with=FETCH)
 
 
 @dataclass(frozen=True)
@@ -131,26 +98,6 @@ def standardised(images: Tensor) -> Tensor:
     return ((images.float() / 255 - MEAN) / DEVIATION).unsqueeze(1)
 
 
-def paper_cnn() -> nn.Module:
-    """The CNN of the paper's Fashion-MNIST experiments (390,410 parameters): no padding, max-pooling twice."""
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 3),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(64, 128, 3),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(0.2),
-        nn.Linear(1152, 256),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(256, CLASSES),
-    )
-
-
 class VisionTransformer(nn.Module):
     """Patches of PATCH × PATCH pixels through a pre-norm encoder without dropout; the mean over them is classified."""
 
@@ -178,47 +125,16 @@ class VisionTransformer(nn.Module):
         return logits
 
 
-def fetch(target: Path = OWN_FOLDER) -> Path:
-    """Download Debian's package with apt, needing no root, and copy the data out of it into `target`."""
-    for tool in ("apt-get", "dpkg"):
-        if shutil.which(tool) is None:
-            raise InputError(
-                f"there is no {tool} here to get {PACKAGE} with; download the four Fashion-MNIST files "
-                f"({', '.join(FILES.values())}) and set {VARIABLE} to their folder"
-            )
-    with tempfile.TemporaryDirectory() as scratch:
-        run(["apt-get", "download", PACKAGE], scratch, "as root: apt-get update, then run this again")
-        archives = list(Path(scratch).glob(f"{PACKAGE}_*.deb"))
-        if len(archives) != 1:
-            raise InputError(f"apt-get left {len(archives)} archives of {PACKAGE}, not one; run it again")
-        run(["dpkg", "-x", archives[0].name, "unpacked"], scratch, "the archive may be cut off: run this again")
-        target.mkdir(parents=True, exist_ok=True)
-        for name in FILES.values():
-            shutil.copy(Path(scratch) / "unpacked" / SYSTEM_FOLDER.relative_to("/") / name, target / name)
-    return target
-
-
-def run(command: list[str], where: str, fix: str) -> None:
-    """Run `command` in the folder `where`; if it fails, an InputError with the end of what it said and `fix`."""
-    done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise InputError(f"`{' '.join(command)}` failed: {said[-1] if said else done.returncode}; {fix}")
-
-
 def task(name: str, steps: int, network: Callable[[], nn.Module], text: str) -> Task:
     make = functools.partial(Fashion, network, steps)
     return from_scratch(name, steps, make, f"{text}, Fashion-MNIST, 50,000 rows, batch {BATCH}")
 
 
 TASKS = (
-    task("fashion-cnn", CNN_STEPS, paper_cnn, "the paper's CNN (390 k)"),
+    task("fashion-cnn", CNN_STEPS, small_cnn, "the paper's CNN (390 k)"),
     task("fashion-vit", VIT_STEPS, VisionTransformer, f"vision transformer ({LAYERS} x {WIDTH}, patches of {PATCH})"),
 )
 
 
 if __name__ == "__main__":
-    try:
-        sys.stdout.write(f"Fashion-MNIST is in {fetch()}\n")
-    except InputError as error:
-        sys.exit(str(error))
+    files.main()

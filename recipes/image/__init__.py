@@ -1,0 +1,1 @@
+"""The parts of `recipes.lightning_image`: data, networks, the published values, module, checkpoints, the report."""

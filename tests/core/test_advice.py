@@ -1,0 +1,179 @@
+"""Advice comes when a setting is wrong, once, and not when all is well; real runs wherever one can bring it about."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from arturo_core import Arturo
+from arturo_core.advice import Advisor, ArturoAdvice, advise
+
+
+def run(
+    options: dict[str, Any],
+    steps: int = 60,
+    dtype: torch.dtype = torch.float32,
+    scale: Any = lambda step: 1.0,
+    clipped: bool | None = None,
+    every: int = 5,
+    patience: int = 20,
+) -> list[str]:
+    """Advice over a small run whose loss is scaled step by step."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2)).to(dtype)
+    optimizer = Arturo(model.parameters(), **options)
+    advisor = Advisor(optimizer, patience)
+    found: list[str] = []
+    for step in range(steps):
+        inputs = torch.randn(16, 6, dtype=dtype)
+        model.zero_grad()
+        loss = (model(inputs) - inputs[:, :2].sin() - 0.5 * torch.randn(16, 2, dtype=dtype)).square().mean()
+        (loss * scale(step)).backward()
+        optimizer.step()
+        if step % every == 0:
+            found += advisor.check(optimizer.diagnostics(), clipped)
+    return found
+
+
+WELL: list[dict[str, Any]] = [
+    {"lr": 1e-3},
+    {"lr": 1e-2},
+    {"lr": 2e-3, "trust_region": "kl", "noise": "fixed", "measurement_noise": 2e-3},
+]
+
+
+@pytest.mark.parametrize("options", WELL)
+def test_nothing_is_said_of_a_run_that_is_well(options: dict[str, Any]) -> None:
+    assert run(options, clipped=False) == []
+
+
+def test_a_rate_for_adamw_as_a_bound_in_nats() -> None:
+    found = run({"lr": 3e-4, "trust_region": "kl"})
+    assert len(found) == 1
+    assert "lr=0.0003" in found[0]
+    assert 'Use trust_region="rms"' in found[0]
+
+
+def test_a_bound_in_nats_as_a_rate_for_adamw() -> None:
+    found = run({"lr": 0.0856746}, steps=8)
+    assert len(found) == 1
+    assert 'For a bound in nats use trust_region="kl"' in found[0]
+
+
+def test_schedules_are_not_taken_for_settings() -> None:
+    """A bound that decays to a hundredth, and a warm-up from nearly nothing."""
+    weight = nn.Parameter(torch.ones(4, 4))
+    optimizer = Arturo([weight], lr=2.8e-3, trust_region="kl")
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 10 if step < 10 else 0.006)
+    advisor = Advisor(optimizer)
+    for _ in range(20):
+        weight.grad = torch.randn(4, 4)
+        optimizer.step()
+        scheduler.step()
+        assert advisor.check(optimizer.diagnostics()) == []
+
+
+def test_many_skipped_steps() -> None:
+    found = run({"lr": 1e-3}, scale=lambda step: float("inf") if step % 10 == 9 else 1.0)
+    assert len(found) == 1
+    assert "steps were skipped because a gradient was not finite" in found[0]
+    assert run({"lr": 1e-3}, scale=lambda step: float("inf") if step == 30 else 1.0) == []
+
+
+def test_a_bound_that_limits_nothing() -> None:
+    found = run({"lr": 1e4, "trust_region": "kl"})
+    assert [text for text in found if "has limited none of the steps" in text]
+    assert "Lower lr" in found[-1]
+
+
+def test_noise_that_does_not_fit() -> None:
+    found = run(
+        {
+            "lr": 1e-2,
+            "noise": "fixed",
+            "trust_region": "kl",
+            "measurement_noise": 1e-6,
+            "init_covariance": 1e-8,
+            "process_noise": 1e-9,
+        }
+    )
+    (text,) = [text for text in found if "innovation_ratio" in text]
+    assert "measurement_noise is too small: multiply it by about" in text
+    growing = run({"lr": 1e-3}, scale=lambda step: 1.2**step)
+    assert [text for text in growing if "changes faster than the noise estimate" in text]
+
+
+def test_clipping_at_every_step() -> None:
+    found = run({"lr": 1e-3}, clipped=True)
+    assert len(found) == 1
+    assert "max_grad_norm" in found[0]
+
+
+def test_steps_that_bfloat16_rounds_away() -> None:
+    (found,) = run({"lr": 1e-5}, dtype=torch.bfloat16)
+    assert "rounded away" in found
+    assert run({"lr": 1e-5}) == []
+    assert run({"lr": 3e-2}, dtype=torch.bfloat16) == []
+
+
+def test_the_end_of_a_schedule_is_no_fault_of_bfloat16() -> None:
+    weight = nn.Parameter(torch.ones(8, 8, dtype=torch.bfloat16))
+    optimizer = Arturo([weight], lr=3e-2)
+    advisor = Advisor(optimizer, patience=10)
+    for step in range(40):
+        optimizer.param_groups[0]["lr"] = 3e-2 if step < 10 else 1e-6
+        weight.grad = torch.randn(8, 8, dtype=torch.bfloat16)
+        optimizer.step()
+        assert advisor.check(optimizer.diagnostics()) == []
+
+
+def test_a_search_that_ended_early() -> None:
+    """Cannot be brought about by a run on purpose: the numbers are made up."""
+    optimizer = Arturo([nn.Parameter(torch.ones(2))], lr=1e-2)
+    advisor = Advisor(optimizer, patience=10)
+    numbers = {
+        "kl": 1.0,
+        "eta": 1e9,
+        "bound_active": True,
+        "innovation_ratio": 1.0,
+        "step_scale": 0.5,
+        "skipped_steps": 0,
+    }
+    found = [advisor.check({**numbers, "steps": step}) for step in range(5, 30, 5)]
+    assert [len(one) for one in found] == [0, 0, 1, 0, 0]
+    assert "1e+09" in found[2][0]
+
+
+def test_what_holds_has_to_hold_at_every_logged_step() -> None:
+    optimizer = Arturo([nn.Parameter(torch.ones(2))], lr=1e-2)
+    advisor = Advisor(optimizer, patience=10)
+    numbers = {
+        "kl": 1.0,
+        "eta": 1.0,
+        "bound_active": False,
+        "innovation_ratio": 1.0,
+        "step_scale": 1.0,
+        "skipped_steps": 0,
+    }
+    for step in range(0, 100, 5):
+        assert advisor.check({**numbers, "steps": step, "bound_active": step % 10 == 0}) == []
+
+
+def test_before_the_first_step_there_is_none() -> None:
+    optimizer = Arturo([nn.Parameter(torch.ones(2))], lr=1.0)
+    assert Advisor(optimizer).check(optimizer.diagnostics()) == []
+    with pytest.raises(ValueError, match="at least 1"):
+        Advisor(optimizer, patience=0)
+
+
+def test_advice_is_a_warning_of_its_own_that_can_be_silenced() -> None:
+    with pytest.warns(ArturoAdvice, match="Arturo: lower it"):
+        advise(["lower it"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ArturoAdvice)
+        advise(["lower it"])
