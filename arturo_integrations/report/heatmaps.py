@@ -104,7 +104,7 @@ def thinned(full: Grid) -> Grid:
 def _panel(slug: str, title: str, label: str, full: Grid, norm: Normalize, how: str) -> Panel:
     shown = thinned(full)
     height = ROW_HEIGHT * len(shown.names) + 1.1
-    figure = Figure(figsize=(9.6, max(2.4, height)), layout="constrained")
+    figure = Figure(figsize=(9.6, max(2.4, height)), dpi=style.DPI)
     figure.set_layout_engine("constrained", w_pad=0.15)  # fonts differ, and names are long
     axes = figure.add_subplot()
     colours = matplotlib.colormaps["viridis"].with_extremes(under=matplotlib.colormaps["viridis"](0.0))
