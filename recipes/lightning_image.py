@@ -6,11 +6,12 @@
     python -m recipes.lightning_image --full --setting published --resume    # go on after an interruption
     python -m recipes.lightning_image --dataset cifar10 --data FOLDER --network resnet34 --full
 
-All a LightningModule of yours needs is `Arturo(self.parameters(), lr=1e-3)` in `configure_optimizers`; see
-`recipes.image.module`. For a seed every optimizer gets the same split, order of batches, crops and flips, initial
-weights and dropout. The test part is read once, after training, with the last weights. A resumed run goes on exactly:
-on a CPU bit for bit. The output folder receives metrics.json (after every run), curves.png and curves.svg, the trained
-model of each run as a Lightning checkpoint, and Lightning's CSV logs.
+All a LightningModule of yours needs is `Arturo(self.parameters(), lr=1e-3)` in `configure_optimizers`: see
+`recipes.image.module`, and `arturo_integrations.lightning` for several devices. For a seed every optimizer gets the
+same split, order of batches, crops and flips, initial weights and dropout. The test part is read once, after training,
+with the last weights. A resumed run goes on exactly: on a CPU bit for bit, with as many threads as before. The output
+folder receives metrics.json (after every run), curves.png and curves.svg, the trained model of each run as a Lightning
+checkpoint, and Lightning's CSV logs.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ EXPECTED_WARNINGS = (
     "Checkpoint directory .* exists and is not empty.*",  # on --resume
     ".*treespec, LeafSpec.*",  # Lightning's own, deprecated by torch
 )
+LOGGED_PER_EPOCH = 5
 PACKAGES = ("arturo-optim", "torch", "lightning", "torchmetrics", "transformers", "numpy")
 
 
@@ -50,6 +52,7 @@ def train(
     from lightning.pytorch.callbacks import RichProgressBar
     from lightning.pytorch.loggers import CSVLogger
 
+    from arturo_integrations.lightning import ArturoMonitor
     from recipes.image import checkpoints
     from recipes.image.datamodule import ImageData
     from recipes.image.history import History
@@ -68,7 +71,10 @@ def train(
         seed=seed,
     )
     data = ImageData(images, options.batch_size, seed)
-    history = History(identity(options, images), options.stop_after)
+    every = max(1, len(data.order) // LOGGED_PER_EPOCH)
+    history = History(identity(options, images), every, options.stop_after)
+    # As published arTuRO's noise levels are far from what the filter measures; advice on that would be of no use here.
+    monitor = ArturoMonitor(advice=options.setting != "published")
     saving = checkpoints.callback(options.output, name, options.checkpoint_every)
     try:
         trainer = lightning.Trainer(
@@ -76,8 +82,8 @@ def train(
             devices=1,
             max_epochs=options.epochs,
             logger=CSVLogger(options.output / "logs", name=name),
-            callbacks=[RichProgressBar(), history, saving],
-            log_every_n_steps=1,
+            callbacks=[RichProgressBar(), monitor, history, saving],
+            log_every_n_steps=every,
             num_sanity_val_steps=0,
             enable_model_summary=False,
         )
@@ -105,6 +111,12 @@ def train(
         "environment": environment(PACKAGES),
         "history": history.entries,
     }
+
+
+def set_aside(path: Path) -> None:
+    """Rename the results of an earlier comparison, which --resume would take for this one's."""
+    if path.exists():
+        path.replace(path.with_name("metrics.previous.json"))
 
 
 def run_name(optimizer: str, seed: int) -> str:
@@ -135,16 +147,18 @@ def compare(options: Options, console: Console) -> None:
             split_seed=options.split_seed,
         )
     Order(len(images.parts["train"][1]), options.batch_size, 0)  # raises where there is no full batch
+    saved = {run: checkpoints.complete(options.output, run_name(run[1], run[0])) for run in options.runs}
+    if not options.resume:
+        if any(saved.values()):
+            raise InputError(
+                f"{options.output / 'checkpoints'} holds an unfinished run: go on with it by --resume, choose another "
+                "--output, or delete that folder"
+            )
+        set_aside(options.output / "metrics.json")
     record = Record(options.output, options.settings(), images.summary(), options.resume)
-    left = [run for run in options.runs if not record.has(run[1], run[0])]
-    found = {run: checkpoints.complete(options.output, run_name(run[1], run[0])) for run in left}
-    if options.resume and not record.runs and not any(found.values()):
+    if options.resume and not record.runs and not any(saved.values()):
         raise InputError(f"{options.output} has neither finished runs nor checkpoints; start without --resume")
-    if not options.resume and any(found.values()):
-        raise InputError(
-            f"{options.output / 'checkpoints'} holds an unfinished run: go on with it by --resume, choose another "
-            "--output, or delete that folder"
-        )
+    left = [run for run in options.runs if not record.has(run[1], run[0])]
     resumed = {
         run: checkpoints.find(options.output, run_name(run[1], run[0]), identity(options, images), console)
         for run in left
@@ -174,12 +188,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for package in ("lightning", "matplotlib"):
             if importlib.util.find_spec(package) is None:
                 raise InputError(f"{package} is not installed; run: pip install -e '.[lightning,recipes]'")
-        import lightning.pytorch  # noqa: F401  (which sets the level of its logger)
+        import lightning.pytorch  # noqa: F401  (which sets the levels of its loggers)
 
         from recipes.image.options import parse
 
         options = parse(argv)
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on everything it does
+        for name in ("lightning.pytorch", "lightning.fabric"):  # their notes on everything they do
+            logging.getLogger(name).setLevel(logging.WARNING)
         with warnings.catch_warnings():
             for unfounded in EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", unfounded)

@@ -9,27 +9,26 @@ import lightning
 import torch
 from torch import Tensor
 
-from arturo_integrations.metrics import arturo_metrics, find_arturo
-
-#: Entries in every epoch.
-PER_EPOCH = 5
+from arturo_integrations.metrics import PREFIX
 
 
 class History(lightning.Callback):
     """Entries by step, the time taken, and what determines the run; stops a run early where it is asked to.
 
-    An entry holds "step", "epoch" (in fractions), "loss" (mean training loss since the entry before) and, of arTuRO,
-    "arturo/…"; at the end of an epoch also what `ImageClassifier` has logged. Loss and diagnostics go to the loggers.
+    An entry holds "step", "epoch" (in fractions) and "loss" (mean training loss since the entry before). There is one
+    at every step that Lightning logs, with what `ArturoMonitor`, an earlier callback, has added to the log, and one at
+    the end of every epoch, with what `ImageClassifier` has logged over it.
 
     Args:
         settings: of the run, to be compared when it is resumed.
+        every: the Trainer's log_every_n_steps.
         stop_after: epochs to end after, as an interruption would.
     """
 
     state_key = "history"
 
-    def __init__(self, settings: dict[str, Any], stop_after: int | None = None) -> None:
-        self.settings, self.stop_after = settings, stop_after
+    def __init__(self, settings: dict[str, Any], every: int, stop_after: int | None = None) -> None:
+        self.settings, self.every, self.stop_after = settings, every, stop_after
         self.entries: list[dict[str, float]] = []
         self.seconds = self.cpu_seconds = 0.0
         self._losses: list[Tensor] = []
@@ -54,32 +53,36 @@ class History(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._losses.append(outputs["loss"].detach())
-        batches = int(trainer.num_training_batches)
-        if (batch_idx + 1) * PER_EPOCH // batches == batch_idx * PER_EPOCH // batches:
+        logged = trainer.global_step % self.every == 0
+        if not logged and not trainer.is_last_batch:
             return
-        numbers: dict[str, float] = {"loss": float(torch.stack(self._losses).mean())}
+        epoch = trainer.current_epoch + (batch_idx + 1) / int(trainer.num_training_batches)
+        loss = float(torch.stack(self._losses).mean())
         self._losses.clear()
-        if find_arturo(trainer.optimizers[0]) is not None:
-            numbers |= arturo_metrics(trainer.optimizers[0])
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
-        epoch = trainer.current_epoch + (batch_idx + 1) / batches
-        self.entries.append({"step": trainer.global_step, "epoch": epoch, **numbers})
+        self.entries.append({"step": trainer.global_step, "epoch": epoch, "loss": loss})
+        if logged:
+            self.entries[-1] |= numbers(trainer, arturo=True)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.entries[-1] |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.entries[-1] |= numbers(trainer, arturo=False)
         begin, begin_cpu = self._since
         self.seconds += time.perf_counter() - begin
         self.cpu_seconds += time.process_time() - begin_cpu
         done = trainer.current_epoch + 1
         if trainer.progress_bar_callback is not None:
-            trainer.progress_bar_callback.print(line(done, self.entries[-1]))
+            trainer.progress_bar_callback.print(line(done, numbers(trainer, True) | self.entries[-1]))
         if self.stop_after is not None and done >= self.stop_after:
             trainer.should_stop = True
 
 
+def numbers(trainer: lightning.Trainer, arturo: bool) -> dict[str, float]:
+    """What has been logged last: the numbers of arTuRO, or all others."""
+    found = trainer.callback_metrics.items()
+    return {name: float(value) for name, value in found if name.startswith(PREFIX) == arturo and name != "loss"}
+
+
 def line(epoch: int, entry: dict[str, float]) -> str:
-    """What the last entry of an epoch says, in one line."""
+    """What was logged over an epoch, in one line."""
     forms = {
         "train_loss": "training loss {:.3f}",
         "val_loss": "validation loss {:.3f}",

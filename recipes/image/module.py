@@ -21,9 +21,9 @@ CALIBRATION_BINS = 15
 class ImageClassifier(lightning.LightningModule):
     """A network, its optimizer and its scores; `load_from_checkpoint` restores it from a checkpoint of this recipe.
 
-    Logged every epoch: train_loss, val_loss (nats), train_accuracy, val_accuracy, val_calibration_error (expected
-    calibration error over 15 bins, from 0 to 1), lr (the epoch's largest; of arTuRO as published ε in nats).
-    `recipes.image.history.History` logs arTuRO's diagnostics.
+    Logged are loss (nats), of the batch, at every step that Lightning logs, and every epoch train_loss, val_loss,
+    train_accuracy, val_accuracy, val_calibration_error (expected calibration error over 15 bins, from 0 to 1) and lr
+    (the epoch's largest; of arTuRO as published ε in nats).
 
     Args:
         dataset: a key of `recipes.image.data.SHAPES`.
@@ -99,6 +99,7 @@ class ImageClassifier(lightning.LightningModule):
         logits = self(images)
         loss = functional.cross_entropy(logits, classes)
         self.train_accuracy(logits, classes)
+        self.log("loss", loss)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(classes))
         # The schedule has not stepped yet; of an epoch its first, or in the warm-up its last, rate is kept.
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]

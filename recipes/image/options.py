@@ -102,8 +102,8 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--train-rows", type=rows, help=f'"all", or so many; {SHORT_ROWS:,} unless --full')
     add("--validation-rows", type=positive, default=5000, help="rows of the training file held out for validation")
     add("--split-seed", type=int, default=0, help="of that split, the same for every run")
-    add = parser.add_argument_group("training").add_argument
-    protocol = parser.add_mutually_exclusive_group()
+    training = parser.add_argument_group("training")
+    add, protocol = training.add_argument, training.add_mutually_exclusive_group()
     protocol.add_argument("--short", action="store_true", help="a few epochs of a part of the rows, the default")
     protocol.add_argument("--full", action="store_true", help="the published protocol's epochs of all rows")
     add("--optimizer", type=listing, default="arturo,adamw", help=f"of {', '.join(optimizers.NAMES)}, with commas")
@@ -126,7 +126,11 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--stop-after", type=positive, help="end after this epoch, as an interruption would: to try --resume")
     add("--output", type=Path, default=Path("runs/lightning_image"), help="folder of results")
     add("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto", help="of which one device is used")
-    add("--threads", type=positive, help="CPU threads; PyTorch decides unless given")
+    add(
+        "--threads",
+        type=positive,
+        help="CPU threads, PyTorch's choice unless given; 1 is faster where other programs keep the cores busy",
+    )
     given = vars(parser.parse_args(argv))
     given["lr_for"] = dict(given["lr_for"])
     given["optimizers"] = list(dict.fromkeys(given.pop("optimizer")))

@@ -31,7 +31,8 @@ SMALL += ["--accelerator", "cpu"]
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(monkeypatch):
+    monkeypatch.setenv("ARTURO_MONITOR", "0")  # the recipe's own stays; Recorder's trainers need none
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -307,6 +308,19 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, fashi
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert recipe(*arguments, "--resume") == 0
     assert "done before" in capsys.readouterr().out
+
+
+def test_an_earlier_comparison_is_not_taken_for_the_one_resumed(tmp_path, fashion, capsys):
+    arguments = ["--data", fashion, "--optimizer", "sgd", "--epochs", 2, "--output", tmp_path]
+    assert recipe(*arguments) == 0
+    earlier = results(tmp_path)
+    assert recipe(*arguments, "--stop-after", 1) == 0
+    assert recipe(*arguments, "--resume") == 0
+    said = capsys.readouterr().out
+    assert "from step-0000005" in said
+    assert "done before" not in said
+    assert json.loads((tmp_path / "metrics.previous.json").read_text()) == earlier
+    assert results(tmp_path)["runs"][0]["history"] == earlier["runs"][0]["history"]
 
 
 def test_real_images_are_learned(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,14 @@ def test_contradictions_end_at_the_start(arguments, message, tmp_path, fashion, 
     given = ["--data", fashion, "--validation-rows", 40, "--output", tmp_path / "none", *arguments]
     assert message in said(capsys, *given)
     assert not (tmp_path / "none" / "metrics.json").exists()
+
+
+def test_missing_packages_name_the_fix(tmp_path, fashion, monkeypatch, capsys):
+    given = ["--data", fashion, "--output", tmp_path, "--train-rows", 50, "--validation-rows", 40, "--batch-size", 50]
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert "run: pip install transformers, or choose --network cnn" in said(capsys, *given, "--network", "resnet18")
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    assert "lightning is not installed; run: pip install -e '.[lightning,recipes]'" in said(capsys, *given)
 
 
 def test_unknown_names_are_refused_by_the_command_line(capsys):
