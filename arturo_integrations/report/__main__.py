@@ -21,6 +21,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("log", metavar="RUN_DIR", type=Path, help="folder with logs in it or below it, or one log")
     command.add_argument("--run", metavar="NAME", help="which run below RUN_DIR, by its name or the end of it "
                          "(default: the one written to last; the others are named)")  # fmt: skip
+    command.add_argument("--optimizer", metavar="N", type=int, help="where a run logged several (arturo/<N>/...), the "
+                         "one to show (default: the first)")  # fmt: skip
     command.add_argument("--list", action="store_true", help="list the runs below RUN_DIR, newest first, and stop")
     command.add_argument(
         "--output", metavar="FILE", type=Path, help="the page (default: arturo_report.html in RUN_DIR)"

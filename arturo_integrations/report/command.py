@@ -24,7 +24,7 @@ def execute(options: argparse.Namespace) -> None:
         list_runs(options.log, out)
         return
     with err.status(f"reading {escape(str(options.log))}") as status:
-        run = find.load(options.log, options.run)
+        run = find.load(options.log, options.run, options.optimizer)
         written = write_report(
             run, _page(options), options.figures, progress=lambda doing: status.update(escape(doing))
         )

@@ -111,9 +111,12 @@ def quantiles(name: str, title: str, unit: str) -> Callable[[Run], Panel | None]
 
 
 def single(
-    name: str, title: str, label: str, reference: tuple[float, str] | None = None
+    name: str, title: str, label: str, reference: tuple[float, str] | None = None, log: bool = False
 ) -> Callable[[Run], Panel | None]:
-    """A figure of one diagnostic, with a reference line if there is a value it should have."""
+    """A figure of one diagnostic, with a reference line if there is a value it should have.
+
+    ``log``: on a logarithmic axis, with gaps at 0; else only if all values are positive and differ much.
+    """
 
     def draw(run: Run) -> Panel | None:
         if name not in run.numbers:
@@ -121,11 +124,18 @@ def single(
         figure, axes = axes_of()
         series = {name: run.numbers[name]}
         line(axes, f"arturo/{name}", series[name], label=label)
-        choose_scale(axes, series)
+        if log and np.nanmax(drawable(series[name]), initial=0.0) > 0.0:
+            axes.set_yscale("log", nonpositive="mask")
+        else:
+            choose_scale(axes, series)
         if reference is not None:
             _reference(axes, *reference)
+            if axes.get_yscale() == "log":
+                axes.set_ylim(bottom=min(axes.get_ylim()[0], reference[0] / 2))
         axes.set_ylabel(label)
         caption = MEANINGS[name][1] + mark_missing(axes, series)
+        if axes.get_yscale() == "log" and (series[name].values == 0.0).any():
+            caption += " Steps at which it is 0, as skipped ones, are gaps."
         if len(axes.get_lines()) > 1:
             _legend(axes)
         return Panel(name, title, _alt(series), caption, figure, series)
@@ -158,7 +168,13 @@ SECTIONS: dict[str, tuple[Callable[[Run], Panel | None], ...]] = {
         kl_ratio,
         single("eta", "Multiplier η", "η"),
         single("step_rms", "Length of the steps", "step RMS (weight units)"),
-        single("step_resolution", "Steps beside the weights' spacing", "step / half spacing", (1.0, "half a spacing")),
+        single(
+            "step_resolution",
+            "Steps beside the weights' spacing",
+            "step / half spacing",
+            (1.0, "half a spacing"),
+            log=True,
+        ),
     ),
     "Filter": (
         single("innovation_ratio", "Innovation ratio", "e² / expected", (1.0, "consistent")),

@@ -44,36 +44,37 @@ class Found:
     def modified(self) -> float:
         return max(source.modified for source in self.sources)
 
-    def load(self) -> Run:
+    def load(self, optimizer: int | None = None) -> Run:
+        """What its best log holds; of several optimizers, see :func:`run.sort`."""
         source = self.sources[0]
         log = read(source.kind, source.path)
         notes = [*self.notes, *log.notes]
-        notes += [
-            f"Also logged by {READERS[other.kind][0]}, which was not read: {other.path}" for other in self.sources[1:]
-        ]
-        return runs.sort(self.name, str(source.path), READERS[source.kind][0], log.columns, notes)
+        found = runs.sort(self.name, str(source.path), READERS[source.kind][0], log.columns, notes, optimizer)
+        found.unread.extend((str(other.path), READERS[other.kind][0]) for other in self.sources[1:])
+        return found
 
 
-def load(path: Path, wanted: str | None = None) -> Run:
+def load(path: Path, wanted: str | None = None, optimizer: int | None = None) -> Run:
     """The run at a path: a log, or a folder with logs in or below it.
 
     Args:
         path: a file is read as it is; below a folder runs are looked for.
         wanted: name of the run, as :func:`find` gives them, or an end of it that only one has; by default the one
             written to last. What others there are stands in the run's notes.
+        optimizer: where a run has several, the index of the one to show; by default the first.
 
     Raises:
         ReportError: nothing there, no such run, or a log that is broken or holds nothing to show.
     """
     if path.is_file():
-        return Found(path.name, (Source(kind_of(path), path, path.stat().st_mtime),)).load()
+        return Found(path.name, (Source(kind_of(path), path, path.stat().st_mtime),)).load(optimizer)
     found = find(path)
     if wanted is not None:
-        return _named(found, wanted, path).load()
+        return _named(found, wanted, path).load(optimizer)
     empty: list[str] = []
     for index, candidate in enumerate(found):
         try:
-            loaded = candidate.load()
+            loaded = candidate.load(optimizer)
         except NothingLogged as error:
             if index == len(found) - 1:
                 raise

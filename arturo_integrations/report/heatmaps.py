@@ -104,7 +104,7 @@ def thinned(full: Grid) -> Grid:
 def _panel(slug: str, title: str, label: str, full: Grid, norm: Normalize, how: str) -> Panel:
     shown = thinned(full)
     height = ROW_HEIGHT * len(shown.names) + 1.1
-    figure = Figure(figsize=(9.6, max(2.4, height)), layout="constrained")
+    figure = Figure(figsize=(9.6, max(2.4, height)), dpi=style.DPI)
     figure.set_layout_engine("constrained", w_pad=0.15)  # fonts differ, and names are long
     axes = figure.add_subplot()
     colours = matplotlib.colormaps["viridis"].with_extremes(under=matplotlib.colormaps["viridis"](0.0))
@@ -125,7 +125,8 @@ def _panel(slug: str, title: str, label: str, full: Grid, norm: Normalize, how: 
     bar = figure.colorbar(mesh, ax=axes, fraction=0.6 / height, pad=0.25 / height, extend=extend, **place)
     bar.set_label(label, fontsize=8, loc="left")
     bar.outline.set_visible(False)
-    caption = f"{label}, {how + ' over the layers of a module, ' if how else ''}at {len(full.steps):,} logged steps."
+    merged = f"{how} over the layers of a module, " if how else ""
+    caption = f"{label}, {merged}{len(full.names):,} rows at {len(full.steps):,} logged steps."
     if len(shown.steps) < len(full.steps):
         caption += f" {len(shown.steps)} of them are drawn, evenly chosen."
     if not np.isfinite(full.values).all():

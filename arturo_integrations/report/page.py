@@ -175,8 +175,8 @@ def bar_width(value: float, largest: float = 1.0) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """A name that may be broken after its dots and slashes."""
-    return Markup(re.sub(r"([./])", r"\1<wbr>", str(escape(name))))
+    """A name that may be broken after its dots, slashes and underscores."""
+    return Markup(re.sub(r"([./_])", r"\1<wbr>", str(escape(name))))
 
 
 def _number(name: str, series: Series, unit: str, meaning: str) -> Number:

@@ -50,7 +50,7 @@ class Panel:
 
 def axes_of(size: tuple[float, float] = (4.3, 2.75)) -> tuple[Figure, Axes]:
     """An empty figure, without a window or global state."""
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, dpi=style.DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arturo_integrations.metrics import PREFIX
-from arturo_integrations.report.errors import NothingLogged
+from arturo_integrations.report.errors import NothingLogged, ReportError
 
 #: What the readers deliver: for every key, its values by step.
 Columns = Mapping[str, Mapping[int, float]]
@@ -31,7 +31,8 @@ TRAIN_LOSS = (
 )
 _VALIDATION_LOSS = re.compile(r"(eval|val|valid|validation)[_/](.+[_/])?loss(_epoch)?(/dataloader_idx_\d+)?")
 _LEARNING_RATE = re.compile(r"(train/)?(learning_rate|lr)|lr[-/].+(?<!-momentum)(?<!-weight_decay)")
-_ARTURO = re.compile(rf"(?:^|.*?[/_.-]){PREFIX}")  # loggers put prefixes of their own before ours
+# Loggers put prefixes of their own before ours; where there are several optimizers, their index follows it.
+_ARTURO = re.compile(rf"(?:^|.*?[/_.-]){PREFIX}(?:(\d+)/)?")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Run:
         numbers: diagnostics, by name without the prefix.
         layers: by layer name, its numbers by name; layers in the order of the model where the log keeps it.
         notes: what a reader should know: lines left out, other runs in the folder.
+        unread: further logs of the same run, as path and logger.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Run:
     numbers: dict[str, Series]
     layers: dict[str, dict[str, Series]]
     notes: list[str] = field(default_factory=list)
+    unread: list[tuple[str, str]] = field(default_factory=list)
 
     def all_series(self) -> list[Series]:
         shown = (self.loss, self.validation, self.learning_rate, self.numbers, *self.layers.values())
@@ -91,17 +94,25 @@ class Run:
         return int(min(series.steps[0] for series in found)), int(max(series.steps[-1] for series in found))
 
 
-def sort(name: str, origin: str, kind: str, columns: Columns, notes: list[str]) -> Run:
+def sort(name: str, origin: str, kind: str, columns: Columns, notes: list[str], optimizer: int | None = None) -> Run:
     """A run from the columns of its log.
+
+    Args:
+        name, origin, kind, notes: of the run, see :class:`Run`.
+        columns: what was logged.
+        optimizer: where several were logged (``arturo/<index>/<name>``), the one to show; by default the first.
 
     Raises:
         NothingLogged: none of the columns is one that the report shows.
+        ReportError: there is no optimizer with this index.
     """
     run = Run(name, origin, kind, {}, {}, {}, {}, {}, list(notes))
+    ours = {key: prefix for key in columns if (prefix := _ARTURO.match(key)) is not None}
+    shown = _choose_optimizer(run, [prefix[1] for prefix in ours.values()], optimizer)
     for key, column in columns.items():
-        prefix = _ARTURO.match(key)
-        if prefix is not None:
-            _sort_ours(run, key[prefix.end() :], column)
+        if key in ours:
+            if ours[key][1] == shown:
+                _sort_ours(run, key[ours[key].end() :], column)
         elif _VALIDATION_LOSS.fullmatch(key):
             run.validation[key] = Series.of(column)
         elif _LEARNING_RATE.fullmatch(key):
@@ -125,6 +136,25 @@ def sort(name: str, origin: str, kind: str, columns: Columns, notes: list[str]) 
     run.layers.clear()
     run.layers.update(ordered)
     return run
+
+
+def _choose_optimizer(run: Run, indices: list[str | None], wanted: int | None) -> str | None:
+    """The index of the optimizer to show, as it is written in the keys; None where keys have no index."""
+    found = sorted({index for index in indices if index is not None}, key=int)
+    if wanted is None:
+        shown = None if None in indices or not found else found[0]
+    elif str(wanted) in found:
+        shown = str(wanted)
+    else:
+        raise ReportError(
+            f"{run.origin}: no optimizer {wanted} was logged; found: {', '.join(found) or 'one, without index'}."
+        )
+    others = [index for index in found if index != shown]
+    if others:
+        run.notes.append(
+            f"Shown is optimizer {shown or 'without index'}; --optimizer shows another: {', '.join(others)}."
+        )
+    return shown
 
 
 def _sort_ours(run: Run, name: str, column: Mapping[int, float]) -> None:

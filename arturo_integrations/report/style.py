@@ -59,7 +59,7 @@ RC: dict[str, Any] = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
 }
-RASTER_DPI = 150
+DPI = 150  # of PNG files, and of the layout: at low ones text is measured too narrow
 
 
 def styled() -> Any:
@@ -109,5 +109,5 @@ def _save(figure: Figure, form: str, background: bool, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with styled(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the reader's machine may have it
-        figure.savefig(buffer, format=form, dpi=RASTER_DPI, facecolor="white" if background else "none", **options)
+        figure.savefig(buffer, format=form, dpi=DPI, facecolor="white" if background else "none", **options)
     return buffer.getvalue()

@@ -23,12 +23,8 @@ SHARES = ("kl_share", "curvature_learned", "curvature_floored")
 def print_layers(found: LayerTable, most: int, console: Console) -> None:
     """The ``most`` layers that spend the largest shares, a bar for each, and what all layers answer."""
     shown = found.layers.rows[:most]
-    table = Table(
-        title=f"Layers at step {found.step}, largest share of the KL divergence first",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+    console.print(f"Layers at step {found.step}, largest share of the KL divergence first", style="italic")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     numbers = [key for key in found.layers.numbers if key in SHARES or console.width >= WIDE]
     table.add_column("layer", no_wrap=True)
     for key in numbers:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from arturo_core import Arturo
+from arturo_core.layers import LayerWatch
 from arturo_integrations.metrics import arturo_metrics
 
 
@@ -22,11 +23,13 @@ def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> Path:
 
 
 def plain_run(steps: int = 60) -> list[dict[str, Any]]:
-    """What a loop of a user's own writes: arTuRO on a small regression, one gradient of it not finite."""
+    """What a loop of a user's own writes: arTuRO on a small regression, one gradient not finite, every tenth step with
+    its layers."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
     optimizer = Arturo(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    watch = LayerWatch(optimizer, model.named_parameters())
     records: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
         inputs = torch.randn(32, 4)
@@ -35,8 +38,11 @@ def plain_run(steps: int = 60) -> list[dict[str, Any]]:
         loss.backward()
         if step == steps // 2:
             model[0].weight.grad[0, 0] = math.inf
+        if step % 10 == 0:
+            watch.arm()
         optimizer.step()
-        record = {"step": step, "loss": loss.item(), "lr": schedule.get_last_lr()[0], **arturo_metrics(optimizer)}
+        numbers = arturo_metrics(optimizer, layers=watch if step % 10 == 0 else None, advice=False)
+        record = {"step": step, "loss": loss.item(), "lr": schedule.get_last_lr()[0], **numbers}
         records.append(record)
         if step % 20 == 0:
             records.append({"step": step, "val_loss": 1.1 * loss.item()})
@@ -76,10 +82,12 @@ def layer_records(names: Sequence[str], steps: Sequence[int], seed: int = 0) -> 
 
 
 def lightning_run(folder: Path, steps: int = 12) -> None:
-    """A real Lightning run with both of its loggers in one folder; diagnostics logged by hand after every step."""
+    """A real Lightning run with both of its loggers in one folder, and our callback with layers."""
     import lightning
     from lightning.pytorch.callbacks import LearningRateMonitor
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    from arturo_integrations.lightning_monitor import ArturoMonitor
 
     class Regression(lightning.LightningModule):
         def __init__(self) -> None:
@@ -97,9 +105,6 @@ def lightning_run(folder: Path, steps: int = 12) -> None:
         def validation_step(self, batch: torch.Tensor) -> None:
             self.log("val_loss", self.error(batch))
 
-        def on_train_batch_end(self, *args: Any) -> None:
-            self.log_dict(arturo_metrics(self.optimizers()))
-
         def configure_optimizers(self) -> Arturo:
             return Arturo(self.parameters(), lr=1e-2)
 
@@ -108,7 +113,7 @@ def lightning_run(folder: Path, steps: int = 12) -> None:
     trainer = lightning.Trainer(
         max_steps=steps,
         logger=[CSVLogger(folder, version=0), TensorBoardLogger(folder, version=0)],
-        callbacks=[LearningRateMonitor("step")],
+        callbacks=[LearningRateMonitor("step"), ArturoMonitor(per_layer=True, advice=False)],
         log_every_n_steps=2,
         enable_checkpointing=False,
         enable_progress_bar=False,

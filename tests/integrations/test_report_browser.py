@@ -24,8 +24,7 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("a_folder_with_quite_a_long_name_that_stands_in_the_header_of_the_page")
     names = [*block_names(60), "x" * 120]
     write_lines(folder / "other.jsonl", [{"step": 1, "loss": 1.0}])
-    records = [{"arturo/step_resolution": 0.01 * record["step"], **record} for record in plain_run(40)]
-    write_lines(folder / "log.jsonl", [*records, *layer_records(names, [10, 20, 40])])
+    write_lines(folder / "log.jsonl", [*plain_run(40), *layer_records(names, [10, 20, 45])])
     return write_report(find.load(folder, "log.jsonl"), folder / "page.html")[0]
 
 

@@ -42,6 +42,8 @@ def trained(tmp_path_factory):
     pytest.importorskip("tensorboard")
     from tiny_trainer import tiny_dataset, tiny_trainer
 
+    from arturo_integrations.transformers import log_layers
+
     folder = tmp_path_factory.mktemp("trainer") / "out"
     trainer = tiny_trainer(
         folder,
@@ -53,6 +55,7 @@ def trained(tmp_path_factory):
         eval_steps=2,
         trainer_kwargs={"eval_dataset": tiny_dataset()},
     )
+    log_layers(trainer)
     working = os.getcwd()
     os.chdir(folder.parent)  # where some versions of transformers put the event files
     try:
@@ -79,10 +82,12 @@ def test_a_trainers_newest_checkpoint_is_read(trained):
     assert values(found.loss["loss"]) == logged(history, "loss")
     assert values(found.validation["eval_loss"]) == logged(history, "eval_loss")
     assert values(found.learning_rate["learning_rate"]) == logged(history, "learning_rate")
-    names = {key.removeprefix("arturo/") for record in history for key in record if key.startswith("arturo/")}
-    assert names == set(found.numbers)
-    for name in names:
-        assert values(found.numbers[name]) == logged(history, f"arturo/{name}")
+    keys = {key for record in history for key in record if key.startswith("arturo/")}
+    read = {f"arturo/{name}": series for name, series in found.numbers.items()}
+    for layer, numbers in found.layers.items():
+        read |= {f"arturo/layer/{layer}/{number}": series for number, series in numbers.items()}
+    assert "arturo/layer/bert.encoder.layer.0.attention.self.query.weight/kl_share" in keys
+    assert {key: values(series) for key, series in read.items()} == {key: logged(history, key) for key in keys}
 
 
 def test_a_saved_state_as_far_as_the_checkpoints_comes_first(trained, tmp_path):
@@ -120,7 +125,7 @@ def test_a_trainers_event_files_hold_the_same(trained):
 def test_lightnings_table_and_event_files_are_one_run(lightning_folder):
     found = find.load(lightning_folder)
     assert (found.name, found.kind) == ("lightning_logs/version_0", "Lightning CSVLogger")
-    assert any("TensorBoard" in note for note in found.notes)
+    assert found.unread == [(str(lightning_folder / "lightning_logs" / "version_0"), "TensorBoard")]
     events = find.load(next(lightning_folder.rglob("events.out.tfevents.*")))
     assert events.kind == "TensorBoard"
     for read in (found, events):
@@ -131,6 +136,8 @@ def test_lightnings_table_and_event_files_are_one_run(lightning_folder):
     assert values(found.numbers["steps"]) == {1.0: 2.0, 3.0: 4.0, 5.0: 6.0, 7.0: 8.0, 9.0: 10.0, 11.0: 12.0}
     for name in found.numbers:
         assert values(events.numbers[name]) == pytest.approx(values(found.numbers[name]), rel=1e-6)
+    assert set(found.layers) == set(events.layers) == {"model.weight", "model.bias"}
+    assert sum(numbers["kl_share"].last for numbers in found.layers.values()) == pytest.approx(1.0)
 
 
 def test_json_lines_are_read_with_their_notes(tmp_path):
@@ -254,6 +261,17 @@ def test_layers_may_have_any_name(layer, number, prefix):
     key = f"{prefix}arturo/layer/{layer}/{number}"
     found = run.sort("", "", "", {key: {1: 0.5}}, [])
     assert {name: list(numbers) for name, numbers in found.layers.items()} == {layer: [number]}
+
+
+def test_of_several_optimizers_the_first_or_the_one_asked_for_is_shown():
+    columns = {f"arturo/{index}/{name}": {1: float(index)} for index in (1, 0, 10) for name in ("eta", "layer/a.0/kl")}
+    for wanted, expected in ((None, 0.0), (0, 0.0), (10, 10.0)):
+        found = run.sort("", "", "", columns, [], wanted)
+        assert list(found.numbers) == ["eta"]
+        assert found.numbers["eta"].last == found.layers["a.0"]["kl"].last == expected
+        assert "--optimizer shows another" in found.notes[0]
+    with pytest.raises(ReportError, match=r"no optimizer 2 was logged; found: 0, 1, 10"):
+        run.sort("", "", "", columns, [], 2)
 
 
 def test_the_layers_of_a_sorted_table_are_in_natural_order():

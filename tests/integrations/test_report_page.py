@@ -23,10 +23,11 @@ from report_logs import block_names, layer_records, plain_run, write_lines
 from report_reading import SVG, assert_drawn, curve, read_page, ticks
 
 from arturo_core import Arturo
+from arturo_core.layers import LayerWatch
 from arturo_integrations.report import find, layers, style
 from arturo_integrations.report.__main__ import main
 from arturo_integrations.report.build import write_report
-from arturo_integrations.report.meanings import MEANINGS
+from arturo_integrations.report.meanings import LAYER_MEANINGS, MEANINGS
 from arturo_integrations.report.panels import Panel
 
 LINK = "{http://www.w3.org/1999/xlink}href"
@@ -65,19 +66,35 @@ def many(tmp_path_factory):
 
 def test_every_last_number_is_tabled_with_a_meaning(plain):
     page, records = plain
-    for key in ("loss", "val_loss", "lr", *(key for key in records[-2] if key.startswith("arturo/"))):
+    ours = [key for key in records[-2] if key.startswith("arturo/") and not key.startswith("arturo/layer/")]
+    for key in ("loss", "val_loss", "lr", *ours):
         assert page.column("numbers", "value")[key] == list(logged(records, key).values())[-1], key
         assert page.column("numbers", "step")[key] == 60
     head, *rows = page.tables["numbers"]
     assert all(len(row[head.index("meaning")]) > 10 for row in rows)
 
 
+def test_the_layers_of_a_watch_are_tabled(plain):
+    page, records = plain
+    last = records[-2]
+    names = [f"{place}.{part}" for place in (0, 2) for part in ("weight", "bias")]
+    expected = {name: last[f"arturo/layer/{name}/kl_share"] for name in names}
+    assert page.column("layer-table", "KL share") == expected
+    assert math.fsum(expected.values()) == pytest.approx(1.0)
+    head, *_ = page.tables["layer-table"]
+    assert len(head) == 1 + len(LAYER_MEANINGS)
+    assert {"kl_share", "curvature_learned"} <= set(page.images)
+
+
 def test_every_diagnostic_has_a_meaning():
     weights = torch.nn.Parameter(torch.ones(3))
     optimizer = Arturo([weights])
     weights.grad = torch.ones(3)
+    watch = LayerWatch(optimizer)
+    watch.arm()
     optimizer.step()
-    assert set(optimizer.diagnostics()) <= set(MEANINGS)
+    assert set(optimizer.diagnostics()) == set(MEANINGS)
+    assert set(*map(frozenset, watch.numbers().values())) == set(LAYER_MEANINGS)
 
 
 FIGURES = {
@@ -86,6 +103,7 @@ FIGURES = {
     "eta": ["arturo/eta"],
     "kl_ratio": ["arturo/kl_ratio"],
     "step_rms": ["arturo/step_rms"],
+    "step_resolution": ["arturo/step_resolution"],
     "innovation_ratio": ["arturo/innovation_ratio"],
     "curvature": ["arturo/curvature_q05", "arturo/curvature_q50", "arturo/curvature_q95"],
     "precision": ["arturo/precision_q05", "arturo/precision_q50", "arturo/precision_q95"],
