@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from arturo_core import readings
 from arturo_core.optimizer import Arturo
 
 #: Share of skipped steps, and steps to judge it by.
 SKIPPED, ENOUGH = 0.05, 20
 
-#: Innovation ratios that are no cause for concern; the default form stays near 0.85 on noise alone.
+#: Innovation ratios that are no cause for concern. The default form stays near 0.85 on noise alone, and falls to
+#: nothing where a loss does: its noise estimate then follows from above.
 CONSISTENT = (0.3, 3.0)
 
 #: Learning rates that are common for AdamW and rare as a bound in nats, and the other way round.
@@ -98,9 +100,8 @@ class Advisor:
         skipped = int(numbers["skipped_steps"])
         if taken >= ENOUGH and skipped > SKIPPED * taken:
             found["skipped"] = (
-                f"{skipped} of {taken} steps were skipped because a gradient was not finite. With fp16 let the "
-                "gradient scaler start lower (init_scale), or train in bf16; else look for the batch or layer that "
-                "overflows, or lower lr."
+                f"{skipped} of {taken} steps were skipped because a gradient was not finite. Look for the batch or "
+                "layer that overflows, or lower lr; with fp16 use a gradient scaler, or train in bf16."
             )
         return found
 
@@ -108,10 +109,10 @@ class Advisor:
         """Conditions that have to last, and the advice where they do."""
         ratio, resolution = float(numbers["innovation_ratio"]), float(numbers.get("step_resolution", torch.inf))
         scale, taken = float(numbers["step_scale"]), numbers["kl"] > 0.0
-        params = [param for group in self._optimizer.param_groups for param in group["params"]]
-        narrow = any(torch.finfo(param.dtype).bits < 32 for param in params)
+        narrow = any(param.element_size() < 4 for param in readings.trained(self._optimizer.param_groups))
         moving = any(_share(group) > DECAYED for group in self._optimizer.param_groups if group["params"])
-        if self._optimizer._options.noise == "fixed":
+        fixed = self._optimizer._options.noise == "fixed"
+        if fixed:
             mend = f"measurement_noise is too {'small' if ratio > 1.0 else 'large'}: multiply it by about {ratio:.2g}."
         else:
             mend = (
@@ -122,8 +123,8 @@ class Advisor:
             "inactive": (
                 taken and not numbers["bound_active"],
                 f"the trust region has limited none of the steps logged for {self._patience} steps: lr asks for longer "
-                "steps than the learned model does, and a larger one changes nothing. Lower lr if the loss is noisy or "
-                "rises.",
+                "steps than the learned model does, and a larger one changes nothing. Lower it if the loss is noisy or "
+                "rises; near convergence this is as it should be.",
             ),
             "pinned": (
                 taken and abs(scale - 1.0) > 10.0 * self._optimizer._options.kl_rtol,
@@ -132,14 +133,14 @@ class Advisor:
                 'kl_rtol, or use noise="adaptive", which needs no search.',
             ),
             "innovation": (
-                taken and not CONSISTENT[0] <= ratio <= CONSISTENT[1],
+                taken and (ratio > CONSISTENT[1] or (fixed and ratio < CONSISTENT[0])),
                 f"innovation_ratio is {ratio:.2g}, and 1 where the filter's noise fits the gradients. {mend}",
             ),
             "clipped": (
                 clipped is True,
                 f"clipping has rescaled the gradients of every step logged for {self._patience} steps. The trust "
-                "region bounds steps already, and the noise estimate follows what clipping leaves. Raise max_grad_norm "
-                "(gradient_clip_val), or set it to 0.",
+                "region bounds steps already, and in our runs clipping made no difference. Set max_grad_norm to 0 "
+                "(gradient_clip_val to None), or raise it.",
             ),
             "rounded": (
                 taken and moving and narrow and resolution < 1.0,
@@ -161,7 +162,7 @@ def advise(advice: Iterable[str]) -> None:
 
 def _intended(group: Mapping[str, Any]) -> float:
     """The learning rate that a group was given: schedulers keep it, and otherwise it is the largest so far."""
-    return float(group.get("initial_lr", group["peak_lr"]))
+    return max(float(group.get(name, 0.0)) for name in ("initial_lr", "max_lr", "peak_lr"))
 
 
 def _share(group: Mapping[str, Any]) -> float:

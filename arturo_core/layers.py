@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from arturo_core import learning_rate, readings, sharding
+from arturo_core import bookkeeping, learning_rate, readings, sharding
 from arturo_core.optimizer import Arturo
 from arturo_core.options import CURVATURE_RANGE
 from arturo_core.reductions import Reduction
@@ -52,7 +52,7 @@ class LayerWatch:
         self._given = {} if names is None else {id(param): _clean(name) for name, param in names}
         self._armed = False
         self._before: dict[Tensor, _Weights] | None = None
-        self._found: tuple[list[str], Tensor] | None = None
+        self._found: tuple[list[str], Tensor, int] | None = None
         self._hooks = [
             optimizer.register_step_pre_hook(self._copy),
             optimizer.register_step_post_hook(self._compare),
@@ -82,7 +82,7 @@ class LayerWatch:
         """
         if self._found is None:
             return {}
-        names, sums = self._found
+        names, sums, _ = self._found
         total = float(sums[:, 0].sum())
         found = {}
         for name, (kl, step, weight, curvature, learned, floored, count) in zip(names, sums.tolist(), strict=True):
@@ -97,6 +97,14 @@ class LayerWatch:
                     "curvature_floored": floored / count,
                 }
         return found
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the last watched step is the optimizer's last."""
+        return self._found is not None and self._found[2] == self._calls()
+
+    def _calls(self) -> int:
+        return int(bookkeeping.first(self._optimizer.param_groups)["calls"])
 
     # -- the hooks ---------------------------------------------------------------------------------------------
 
@@ -137,12 +145,15 @@ class LayerWatch:
                 if self._optimizer.state.get(param) and param in before:
                     here = self._sums(param, before[param], group).to(home, dtype)
                     sums[reduction.number[id(param)], row[own[id(param)]]] += here
-        self._found = (names, reduction.sum(sums))
+        self._found = (names, reduction.sum(sums), self._calls())
 
     def _sums(self, param: Tensor, before: _Weights, group: Mapping[str, Any]) -> Tensor:
         """Of the elements on this rank: ½Σλδ², Σδ², Σθ², Σs, how many s were learned, are floored, and all of them."""
         options, held = self._optimizer._options, self._optimizer.state[param]
-        kept = 1.0 - learning_rate.scalar(group["lr"], param.device) * group["weight_decay"]
+        # Neither a skipped step nor one without a gradient has decayed the weights.
+        report = self._optimizer._report
+        decayed = report.ok.to(param.device) if report is not None and param.grad is not None else 0.0
+        kept = 1.0 - learning_rate.scalar(group["lr"], param.device) * group["weight_decay"] * decayed
         shaped = {row.name: sharding.runs(held[row.name], param) for row in table(options) if not row.scalar}
         total = torch.zeros(7, dtype=wide_dtype(param.device), device=param.device)
         for index, (theta, old) in enumerate(zip(sharding.runs(param, param), before.theta, strict=True)):

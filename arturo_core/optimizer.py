@@ -462,8 +462,8 @@ class Arturo(Optimizer):
         * ``bound_active``: whether the bound decided the step's length.
         * ``step_scale``: 1; below or above only if the dual ran out of evaluations before meeting ``kl_rtol``.
         * ``step_rms``: root mean square of the step without weight decay, also before it is rounded (weight units).
-        * ``step_resolution``: ``step_rms`` over the RMS of half the spacing of neighbouring weights in their dtype;
-          below 1 rounding swallows most of a step. Left out where all weights are 0.
+        * ``step_resolution``: ``step_rms`` over half the distance between a weight and its neighbour in its dtype, the
+          median over the weights that move; below 1 rounding swallows most of a step. Left out where most are 0.
         * ``innovation_ratio``: mean of e²/S, 1 when the filter is consistent.
         * ``steps``, ``skipped_steps``: steps taken, and skipped for non-finite gradients (with several ranks and an
           accelerator also where no rank had a gradient, or ranks differed in lr).

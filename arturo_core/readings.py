@@ -31,20 +31,27 @@ def relative_curvature(held: Mapping[str, Tensor], options: Options) -> Tensor:
 
 
 def half_spacing(groups: Sequence[Mapping[str, Any]]) -> float:
-    """RMS of half the distance between a weight and its neighbour in its dtype (weight units).
+    """Half the distance between a weight and its neighbour in its dtype, the median (weight units).
 
-    A shorter change of the weight is rounded away. Of an evenly spaced sample of this rank's weights.
+    A shorter change of the weight is rounded away. Of an evenly spaced sample of this rank's weights that move; 0 if
+    there are none, or most are 0.
     """
-    params = [param for group in groups for param in group["params"]]
+    params = trained(groups)
     stride = max(1, sum(param.numel() for param in params) // SAMPLE)
-    squares = []
+    gaps: list[Tensor] = []
     for param in params:
         for run in sharding.runs(param, param):
             weights = run.reshape(-1)[::stride].float()
-            gap = 0.5 * torch.finfo(run.dtype).eps * torch.exp2(torch.frexp(weights).exponent - 1.0)
-            squares.append(torch.where(weights == 0.0, 0.0, gap).square().cpu())
-    found = torch.cat(squares) if squares else torch.zeros(1)
-    return float(found.mean().sqrt()) if found.numel() else 0.0
+            gap = 0.5 * torch.finfo(run.dtype).eps * torch.exp2(torch.frexp(weights).exponent.float() - 1.0)
+            gaps.append(torch.where(weights == 0.0, 0.0, gap).to(gaps[0].device if gaps else gap.device))
+    found = torch.cat(gaps) if gaps else torch.zeros(0)
+    return float(found.median()) if found.numel() else 0.0
+
+
+def trained(groups: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+    """Parameters that are trained now: not frozen, in groups that do not stand still."""
+    moving = [group for group in groups if not learning_rate.stands_still(group["lr"])]
+    return [param for group in moving for param in group["params"] if param.requires_grad]
 
 
 def sample(

@@ -7,6 +7,7 @@ place. A Trainer with other optimizers does not even import ``arturo_core``.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterable
@@ -127,11 +128,14 @@ class ArturoMonitor(Callback):
         """Add the numbers to the record that Lightning is about to write."""
         if not self._watched or not _will_log(trainer):
             return
-        from arturo_integrations.metrics import PREFIX, arturo_metrics
+        from arturo_integrations.metrics import PREFIX, arturo_metrics, reported
 
         for watched in self._watched:
             clipped = self._clipped(trainer, pl_module, watched.optimizer) if self.advice else None
-            found = arturo_metrics(watched.optimizer, layers=watched.layers, advice=self.advice, clipped=clipped)
+            asked = functools.partial(
+                arturo_metrics, watched.optimizer, layers=watched.layers, advice=self.advice, clipped=clipped
+            )
+            found = reported(asked)
             numbers = {watched.prefix + key.removeprefix(PREFIX): value for key, value in found.items()}
             numbers |= dict.fromkeys(watched.logged - numbers.keys(), float("nan"))
             watched.logged |= numbers.keys()
@@ -144,9 +148,11 @@ class ArturoMonitor(Callback):
         clips = _clips(trainer, pl_module)
         if not clips:
             return clips
-        if self._unclipped is None:
+        left = _length(optimizer)
+        # Some modules clear the gradients in their own optimizer_step.
+        if self._unclipped is None or not bool(left > 0.0):
             return None
-        return bool(_length(optimizer) < self._unclipped * (1 - _ROUNDING))
+        return bool(left < self._unclipped * (1 - _ROUNDING))
 
 
 def _arturos(optimizers: Iterable[Any]) -> list[_Watched]:

@@ -5,7 +5,9 @@ One truth for all frameworks: the Trainer's records, Accelerate's trackers and L
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -37,7 +39,8 @@ def arturo_metrics(
 
     Args:
         optimizer: an ``Arturo``, or what a framework has wrapped around one (:func:`find_arturo`).
-        layers: a watch on the optimizer, armed for this step: its numbers go in as well (:func:`layer_metrics`).
+        layers: a watch on the optimizer: if it was armed for this step, its numbers go in as well
+            (:func:`layer_metrics`).
         advice: warn, once each, where the numbers speak against a setting (:class:`arturo_core.advice.ArturoAdvice`).
         clipped: whether clipping rescaled the gradients of this step, for the advice; None if that is not known.
 
@@ -56,7 +59,19 @@ def arturo_metrics(
     diagnostics = arturo.diagnostics()
     if advice:
         advise(_advisors.setdefault(arturo, Advisor(arturo)).check(diagnostics, clipped))
-    return loggable(diagnostics) | (layer_metrics(layers) if layers is not None else {})
+    return loggable(diagnostics) | (layer_metrics(layers) if layers is not None and layers.is_current else {})
+
+
+def reported(numbers: Callable[[], dict[str, int | float]]) -> dict[str, int | float]:
+    """The numbers that a callback wants to log; none, and a line in the log, if that fails.
+
+    No diagnostics are worth a training run: not where warnings are errors and advice is one, either.
+    """
+    try:
+        return numbers()
+    except Exception as error:
+        logging.getLogger(__name__).warning("Arturo: the diagnostics of this step are missing: %r", error)
+        return {}
 
 
 def layer_metrics(watch: LayerWatch) -> dict[str, float]:

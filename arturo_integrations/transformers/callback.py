@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from transformers import TrainerCallback
 
-from arturo_core.advice import Advisor, advise
 from arturo_core.layers import LayerWatch
-from arturo_integrations.metrics import PREFIX, find_arturo, layer_metrics, loggable
+from arturo_integrations.metrics import PREFIX, arturo_metrics, find_arturo, layer_metrics, reported
 
 
 class ArturoDiagnosticsCallback(TrainerCallback):
@@ -30,22 +30,27 @@ class ArturoDiagnosticsCallback(TrainerCallback):
         self.per_layer = per_layer
         self.advice = advice
         self._watch: LayerWatch | None = None
-        self._advisor: Advisor | None = None
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
     ) -> None:
         """Finds the optimizer of this run."""
         arturo = find_arturo(optimizer)
-        self._advisor = Advisor(arturo) if arturo is not None and self.advice else None
         if self._watch is not None:
             self._watch.close()
         self._watch = LayerWatch(arturo, model.named_parameters()) if arturo is not None and self.per_layer else None
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Watches the steps that will be logged."""
-        if self._watch is not None and _is_logged(args, state, state.global_step + 1):
+        batches = kwargs.get("train_dataloader")
+        if self._watch is not None and _is_logged(args, state, state.global_step + 1, batches):
             self._watch.arm()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Lets go of the optimizer."""
+        if self._watch is not None:
+            self._watch.close()
+        self._watch = None
 
     def on_log(
         self,
@@ -63,10 +68,8 @@ class ArturoDiagnosticsCallback(TrainerCallback):
         # The prefix is there already when a user has added this callback a second time.
         if arturo is None or any(key.startswith(PREFIX) for key in logs):
             return
-        diagnostics = arturo.diagnostics()
-        numbers = loggable(diagnostics)
-        if self._advisor is not None:
-            advise(self._advisor.check(diagnostics, _clipped(args, logs)))
+        clipped = _clipped(args, logs)
+        numbers = reported(lambda: arturo_metrics(arturo, advice=self.advice, clipped=clipped))
         logs.update(numbers)
         # The Trainer has stored a copy of `logs` before it calls its callbacks; a Trainer with a `log` of its
         # own may not have.
@@ -74,24 +77,25 @@ class ArturoDiagnosticsCallback(TrainerCallback):
             stored = state.log_history[-1]
             if "loss" in stored and stored.get("step") == state.global_step:
                 stored.update(numbers)
-                if self._watch is not None:
-                    stored.update(layer_metrics(self._watch))
+                if self._watch is not None and self._watch.is_current:
+                    stored.update(reported(functools.partial(layer_metrics, self._watch)))
 
 
 def _clipped(args: Any, logs: dict[str, Any]) -> bool | None:
     """Whether the gradients of the logged step were rescaled; Trainer logs their norm as it was before."""
-    if not args.max_grad_norm:
-        return False
-    return float(logs["grad_norm"]) > args.max_grad_norm if "grad_norm" in logs else None
+    limit = getattr(args, "max_grad_norm", None)
+    if limit is None or (limit and "grad_norm" not in logs):
+        return None
+    return bool(limit) and float(logs["grad_norm"]) > limit
 
 
-def _is_logged(args: Any, state: Any, step: int) -> bool:
-    """Whether Trainer will log after a step, counted from 1."""
+def _is_logged(args: Any, state: Any, step: int, batches: Any) -> bool:
+    """Whether Trainer will log after a step, counted from 1, as far as its arguments tell."""
     strategy = str(getattr(args.logging_strategy, "value", args.logging_strategy))
     if strategy == "steps":
         return step % max(1, int(state.logging_steps)) == 0 or bool(step == 1 and args.logging_first_step)
-    if strategy == "epoch" and state.num_train_epochs:
-        return step % max(1, round(int(state.max_steps) / int(state.num_train_epochs))) == 0
+    if strategy == "epoch" and hasattr(batches, "__len__"):
+        return step % max(1, -(-len(batches) // args.gradient_accumulation_steps)) == 0 or step == int(state.max_steps)
     return False
 
 

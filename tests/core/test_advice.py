@@ -87,7 +87,57 @@ def test_many_skipped_steps() -> None:
 def test_a_bound_that_limits_nothing() -> None:
     found = run({"lr": 1e4, "trust_region": "kl"})
     assert [text for text in found if "has limited none of the steps" in text]
-    assert "Lower lr" in found[-1]
+    assert "a larger one changes nothing" in found[-1]
+
+
+def test_convergence_is_no_fault_of_the_noise() -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(32, 4)
+    layer = nn.Linear(4, 1)
+    targets = inputs.sum(dim=1, keepdim=True)
+    optimizer = Arturo(layer.parameters(), lr=1e-2)
+    advisor = Advisor(optimizer, patience=20)
+    found: list[str] = []
+    for _ in range(400):
+        layer.zero_grad()
+        (layer(inputs) - targets).square().mean().backward()
+        optimizer.step()
+        found += advisor.check(optimizer.diagnostics())
+    assert optimizer.diagnostics()["innovation_ratio"] < 0.1
+    assert not [text for text in found if "innovation_ratio" in text]
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "at lr 0"])
+def test_weights_that_do_not_move_are_not_rounded(frozen: bool) -> None:
+    body, head = nn.Linear(64, 64).to(torch.bfloat16).requires_grad_(not frozen), nn.Linear(64, 2)
+    optimizer = Arturo([{"params": body.parameters(), "lr": 0.0}, {"params": head.parameters()}], lr=1e-5)
+    advisor = Advisor(optimizer, patience=10)
+    for _ in range(30):
+        head.zero_grad()
+        head(torch.randn(8, 64)).square().mean().backward()
+        optimizer.step()
+        assert advisor.check(optimizer.diagnostics()) == []
+
+
+def test_norms_do_not_hide_what_matrices_resolve() -> None:
+    """Weights of one have neighbours fifty times as far apart as those of .02."""
+    torch.manual_seed(0)
+    matrix = nn.Parameter((0.02 * torch.randn(64, 64)).bfloat16())
+    norm = nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
+    optimizer = Arturo([matrix, norm], lr=2e-4)
+    for _ in range(3):
+        matrix.grad, norm.grad = torch.randn_like(matrix), torch.randn_like(norm)
+        optimizer.step()
+    assert optimizer.diagnostics()["step_resolution"] > 1.0
+
+
+def test_one_cycle_says_its_rate_elsewhere() -> None:
+    weight = nn.Parameter(torch.ones(4, 4))
+    optimizer = Arturo([weight], lr=0.02, trust_region="kl")
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=50, cycle_momentum=False)
+    weight.grad = torch.randn(4, 4)
+    optimizer.step()
+    assert Advisor(optimizer).check(optimizer.diagnostics()) == []
 
 
 def test_noise_that_does_not_fit() -> None:

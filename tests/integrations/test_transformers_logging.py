@@ -207,6 +207,27 @@ def test_layers_are_logged_when_asked_for(tmp_path, strategy):
     assert len({record["arturo/layer/" + min(names) + "/kl"] for record in records}) == len(records), "not stale"
 
 
+def test_layers_are_logged_only_for_their_own_step(tmp_path):
+    class LogsNow(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_log |= state.global_step == 3
+
+    trainer = tiny_trainer(tmp_path, max_steps=5, logging_steps=2)
+    trainer.add_callback(LogsNow())
+    log_layers(trainer)
+    trainer.train()
+    layered = [any(key.startswith("arturo/layer") for key in record) for record in loss_records(trainer)]
+    assert layered == [True, False, True]
+
+
+def test_advice_ends_no_training_where_warnings_are_errors(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_steps=2, learning_rate=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ArturoAdvice)
+        trainer.train()
+    assert trainer.state.global_step == 2
+
+
 def test_layers_are_not_logged_otherwise(tmp_path):
     trainer = tiny_trainer(tmp_path, max_steps=1)
     trainer.train()
