@@ -7,7 +7,6 @@ is built, which then chooses and validates as it does on GPUs; what it builds ar
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from accelerate.utils import (
     ParallelismConfig,
 )
 from layouts import part, tensor_parallel
+from many_ranks import attempted
 from problem import Network, batch, groups
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import (
@@ -273,13 +273,7 @@ def everything(world: int, folder: Path) -> dict[Any, Any]:
         for name, (attempt, _) in REFUSED.items():
             cases["refuses", name] = lambda attempt=attempt: refused(attempt)
         cases["built by Trainer", "FSDP1"] = built_by_trainer
-    found: dict[Any, Any] = {}
-    for name, case in cases.items():
-        try:
-            found[name] = case()
-        except BaseException:
-            found[name] = traceback.format_exc()
-    return found
+    return attempted(cases)
 
 
 def single(name: str = "DDP") -> dict[str, Any]:

@@ -6,7 +6,6 @@ Lightning's own FSDP1 strategy wants a GPU; the one here only tells torch that t
 from __future__ import annotations
 
 import os
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import FSDPPrecision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning_problem import BATCHES, Module, differences, fit, loader, network, squares
+from many_ranks import attempted
 from problem import groups
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import (
@@ -309,13 +309,7 @@ def everything(folder: Path) -> dict[Any, Any]:
         cases["Fabric", name] = lambda name=name: by_fabric(name, folder)
     for name, (attempt, _) in REFUSED.items():
         cases["refuses", name] = lambda attempt=attempt: refused(attempt)
-    found: dict[Any, Any] = {}
-    for name, case in cases.items():
-        try:
-            found[name] = case()
-        except BaseException:
-            found[name] = traceback.format_exc()
-    return found
+    return attempted(cases)
 
 
 def single(named: bool = True, accumulate: int = 1, epochs: int = EPOCHS) -> dict[str, Any]:

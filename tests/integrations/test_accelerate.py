@@ -11,6 +11,7 @@ pytest.importorskip("accelerate")
 
 import torch
 from accelerated import KINDS, LAYOUTS, REFUSED, RESHARDED, STEPS, everything, single
+from many_ranks import assert_same_run, sums
 from ranks import run
 
 CHECKPOINTS = [(name, kind) for name, kinds in KINDS.items() for kind in kinds]
@@ -28,19 +29,6 @@ def of_ranks(results: dict[int, list[Any]], name: str, *case: str) -> list[Any]:
     ranks = [found[case] for found in results[LAYOUTS[name].world]]
     assert not any(isinstance(found, str) for found in ranks), ranks[0]
     return ranks
-
-
-def sums(numbers: dict[str, float]) -> dict[str, float]:
-    """Without the quantiles, which are of a rank's own shard."""
-    return {key: value for key, value in numbers.items() if "_q" not in key and "resolution" not in key}
-
-
-def assert_same_run(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """To rounding: sums over ranks are taken in another order."""
-    for ours, theirs in zip(found["numbers"], expected["numbers"], strict=True):
-        assert sums(ours) == pytest.approx(sums(theirs), rel=1e-8)
-    for name, weight in expected["weights"].items():
-        torch.testing.assert_close(found["weights"][name], weight.detach(), rtol=1e-8, atol=1e-11)
 
 
 def assert_identical(found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ pytest.importorskip("lightning")
 
 import torch
 from lightning_ranks import BY_FABRIC, LAYOUTS, REFUSED, THEMSELVES, WORLD, everything, single
+from many_ranks import assert_same_run, sums
 from problem import Network
 from ranks import run
 
@@ -33,19 +34,6 @@ def of_ranks(results: list[Any], *case: str) -> list[Any]:
     ranks = [found[case] for found in results]
     assert not any(isinstance(found, str) for found in ranks), ranks[0]
     return ranks
-
-
-def sums(numbers: dict[str, float]) -> dict[str, float]:
-    """Without what is read from a sample of a rank's own shard."""
-    return {key: value for key, value in numbers.items() if "_q" not in key and "resolution" not in key}
-
-
-def assert_same_run(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """To rounding: sums over ranks are taken in another order."""
-    for ours, theirs in zip(found["numbers"], expected["numbers"], strict=True):
-        assert sums(ours) == pytest.approx(sums(theirs), rel=1e-8)
-    for name, weight in expected["weights"].items():
-        torch.testing.assert_close(found["weights"][name], weight, rtol=1e-8, atol=1e-11)
 
 
 def assert_went_on(found: dict[str, Any]) -> None:
