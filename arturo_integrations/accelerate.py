@@ -25,7 +25,7 @@ stepped when ``accelerator.sync_gradients``, and saved by ``accelerator.register
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
@@ -37,6 +37,7 @@ from arturo_core import Arturo
 from arturo_integrations import fsdp1
 from arturo_integrations.deepspeed import attach
 from arturo_integrations.metrics import arturo_metrics, find_arturo
+from arturo_integrations.unsharded import few, unsharded
 
 __all__ = ["arturo_metrics", "find_arturo", "prepare"]
 
@@ -135,20 +136,13 @@ def _check_complete(model: nn.Module, optimizer: Any, sharded: bool) -> None:
     missing = [name for name, param in wanted if id(param) not in held]
     if missing:
         raise ValueError(
-            f"Arturo: {_few(missing)} of the model are trainable and not in the optimizer, whose one multiplier needs "
+            f"Arturo: {few(missing)} of the model are trainable and not in the optimizer, whose one multiplier needs "
             "sums over all that is trained. Let params= return them too, in a group with lr=0 if they are to stay, or "
             "freeze them with requires_grad_(False)."
         )
-    whole = [name for name, param in wanted if not (hasattr(param, "placements") or hasattr(param, "_fsdp_flattened"))]
-    if sharded and whole:
+    whole = unsharded(model) if sharded else []
+    if whole:
         raise ValueError(
-            f"Arturo: FSDP leaves {_few(whole)} alone (ignored_modules): their gradients would differ between ranks, "
+            f"Arturo: FSDP leaves {few(whole)} alone (ignored_modules): their gradients would differ between ranks, "
             "and with them the one multiplier. Freeze them with requires_grad_(False), or let FSDP shard them."
         )
-
-
-def _few(names: Iterable[str]) -> str:
-    """``parameters a, b, c and 4 more``."""
-    named = [name.replace("_fsdp_wrapped_module.", "") for name in names]
-    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
-    return f"parameters {', '.join(named[:3])}{more}"

@@ -43,6 +43,7 @@ from arturo_integrations import fsdp1
 from arturo_integrations.deepspeed import attach
 from arturo_integrations.lightning_monitor import ArturoMonitor
 from arturo_integrations.metrics import arturo_metrics, find_arturo
+from arturo_integrations.unsharded import few, unsharded
 
 __all__ = ["ArturoMonitor", "DeepSpeedAttachment", "arturo_metrics", "find_arturo", "optimizer_for"]
 
@@ -115,15 +116,10 @@ def _check_sharded(model: nn.Module, strategy: Any, by_fsdp1: bool) -> None:
     mesh = getattr(strategy, "_device_mesh", None)
     if not by_fsdp1 and (mesh is None or mesh["data_parallel"].size() == 1):
         return
-    whole = [
-        name.replace("_fsdp_wrapped_module.", "")
-        for name, param in model.named_parameters()
-        if param.requires_grad and not (hasattr(param, "placements") or hasattr(param, "_fsdp_flattened"))
-    ]
+    whole = unsharded(model)
     if whole:
-        more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
         left, how = ("FSDP1 leaves", "let FSDP wrap them") if by_fsdp1 else ("fully_shard has not", "shard them too")
         raise ValueError(
-            f"Arturo: {left} split parameters {', '.join(whole[:3])}{more}: their gradients differ between ranks, and "
+            f"Arturo: {left} split {few(whole)}: their gradients differ between ranks, and "
             f"with them the one multiplier. Freeze them with requires_grad_(False), or {how}."
         )

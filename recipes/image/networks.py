@@ -55,13 +55,19 @@ def small_cnn(classes: int = 10) -> nn.Module:
         nn.MaxPool2d(2),
         nn.Conv2d(64, 128, 3),
         nn.ReLU(),
+        *_head(1152, classes),
+    )
+
+
+def _head(features: int, classes: int) -> list[nn.Module]:
+    return [
         nn.Flatten(),
         nn.Dropout(0.2),
-        nn.Linear(1152, 256),
+        nn.Linear(features, 256),
         nn.ReLU(),
         nn.Dropout(0.5),
         nn.Linear(256, classes),
-    )
+    ]
 
 
 def cifar_cnn(classes: int = 10) -> nn.Module:
@@ -75,12 +81,7 @@ def cifar_cnn(classes: int = 10) -> nn.Module:
         convolutions += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(
         *convolutions,
-        nn.Flatten(),
-        nn.Dropout(0.2),
-        nn.Linear(1024, 256),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(256, classes),
+        *_head(1024, classes),
     )
 
 

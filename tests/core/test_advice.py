@@ -39,6 +39,16 @@ def run(
     return found
 
 
+#: Made-up diagnostics that nothing speaks against.
+WELL_ENOUGH = {
+    "kl": 1.0,
+    "eta": 1.0,
+    "bound_active": True,
+    "innovation_ratio": 1.0,
+    "step_scale": 1.0,
+    "skipped_steps": 0,
+}
+
 WELL: list[dict[str, Any]] = [
     {"lr": 1e-3},
     {"lr": 1e-2},
@@ -185,14 +195,7 @@ def test_a_search_that_ended_early() -> None:
     """Cannot be brought about by a run on purpose: the numbers are made up."""
     optimizer = Arturo([nn.Parameter(torch.ones(2))], lr=1e-2)
     advisor = Advisor(optimizer, patience=10)
-    numbers = {
-        "kl": 1.0,
-        "eta": 1e9,
-        "bound_active": True,
-        "innovation_ratio": 1.0,
-        "step_scale": 0.5,
-        "skipped_steps": 0,
-    }
+    numbers = {**WELL_ENOUGH, "eta": 1e9, "step_scale": 0.5}
     found = [advisor.check({**numbers, "steps": step}) for step in range(5, 30, 5)]
     assert [len(one) for one in found] == [0, 0, 1, 0, 0]
     assert "1e+09" in found[2][0]
@@ -201,16 +204,8 @@ def test_a_search_that_ended_early() -> None:
 def test_what_holds_has_to_hold_at_every_logged_step() -> None:
     optimizer = Arturo([nn.Parameter(torch.ones(2))], lr=1e-2)
     advisor = Advisor(optimizer, patience=10)
-    numbers = {
-        "kl": 1.0,
-        "eta": 1.0,
-        "bound_active": False,
-        "innovation_ratio": 1.0,
-        "step_scale": 1.0,
-        "skipped_steps": 0,
-    }
     for step in range(0, 100, 5):
-        assert advisor.check({**numbers, "steps": step, "bound_active": step % 10 == 0}) == []
+        assert advisor.check({**WELL_ENOUGH, "steps": step, "bound_active": step % 10 == 0}) == []
 
 
 def test_before_the_first_step_there_is_none() -> None:
