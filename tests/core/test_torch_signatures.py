@@ -10,12 +10,14 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from arturo_core import Arturo
+from arturo_core.persistence import Persistent
 
 Kind = inspect.Parameter
 
+#: What Arturo and its bases below torch's Optimizer define anew.
 OVERRIDDEN = sorted(
     name
-    for name, member in vars(Arturo).items()
+    for name, member in {**vars(Persistent), **vars(Arturo)}.items()
     if callable(inspect.unwrap(getattr(member, "__func__", member))) and callable(getattr(Optimizer, name, None))
 )
 
