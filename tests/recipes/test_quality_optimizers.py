@@ -21,7 +21,7 @@ from recipes.benchmarks.quality.training import run
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_only_what_is_to_be_trained_goes_in(name):
     if not installed(OPTIMIZERS[name]):
-        pytest.skip("not installed")
+        pytest.skip(f"{OPTIMIZERS[name].package} is not installed")
     model = Toy(0).model
     optimizer = OPTIMIZERS[name].build(model, 0.1, 10)
     held = [param for group in optimizer.param_groups for param in group["params"]]
