@@ -25,10 +25,10 @@ TASKS = [
 ]
 
 
-def walk(loss, budget, known=()):
+def walk(loss, budget, known=(), extension=0):
     losses = {k: loss(k) for k in known}
     order = list(losses)
-    while points := next_points(losses, budget):
+    while points := next_points(losses, budget, extension):
         assert not set(points) & set(losses)
         for k in points:
             losses[k] = loss(k)
@@ -88,6 +88,17 @@ def test_budget_is_met_exactly(budget):
         assert len(order) == budget
 
 
+@pytest.mark.parametrize(
+    ("centre", "beyond"),
+    [(0.2, []), (1.6, []), (3, [4]), (4, [4, 5]), (5, [4, 5, 6]), (9, [4, 5, 6]), (-3.4, [-4]), (-9, [-4, -5, -6])],
+)
+def test_best_at_an_edge_earns_points_beyond_it_and_no_others(centre, beyond):
+    """The whole budget first; then one point at a time, until the best is interior or the extension is spent."""
+    plain, _ = walk(lambda k: abs(k - centre), budget=5)
+    order, _ = walk(lambda k: abs(k - centre), budget=5, extension=3)
+    assert order == [*plain, *beyond]
+
+
 @pytest.mark.parametrize("known", range(6))
 def test_walk_resumed_anywhere_is_the_same(known):
     def loss(k):
@@ -114,13 +125,22 @@ def test_whole_plan_runs_tuning_seeds_and_bars():
         lrs = [grid_lr(OPTIMIZERS[name], "from scratch", k) for k in range(-4, 5)]
         mine = [record for record in records if record["optimizer"] == name]
         assert len({record["lr"] for record in mine if record["seed"] == 0}) == 5
-        for seed in (1, 2, 3):
+        for seed in (1, 2, 3, 4, 5, 6):
             at = {record["lr"] for record in mine if record["seed"] == seed}
             expected = {lrs[4], lrs[4 + best]}
             if name == "arturo" and seed == 1:  # a third of the best; three times the best is the default here
                 expected |= {lrs[4 + best - 1]}
             assert at == expected
     assert plan.left(records) == 0
+
+
+def test_fresh_seeds_are_of_the_two_that_the_bars_compare():
+    records = []
+    drain(Plan(TASKS[:1], ["adamw", "sgd"]), landscape, records)
+    seeds = {name: {one["seed"] for one in records if one["optimizer"] == name} for name in ("adamw", "sgd")}
+    assert seeds == {"adamw": {0, 1, 2, 3, 4, 5, 6}, "sgd": {0, 1, 2, 3}}
+    assert Plan(TASKS[:1], ["adamw"], fresh=()).todo(records) == []
+    assert all(one.purpose == "fresh" for one in Plan(TASKS[:1], ["adamw"], fresh=(7,)).todo(records))
 
 
 def test_plan_is_the_same_after_an_interruption():

@@ -91,8 +91,8 @@ class Inline:
 class Worker:
     """Writes down what it is given; can be told to fail."""
 
-    def __init__(self, interrupt_at=None, broken=(), failing=()):
-        self.seen, self.interrupt_at, self.broken, self.failing = [], interrupt_at, broken, failing
+    def __init__(self, interrupt_at=None, broken=(), failing=(), data="d1"):
+        self.seen, self.interrupt_at, self.broken, self.failing, self.data = [], interrupt_at, broken, failing, data
 
     def __call__(self, planned):
         if len(self.seen) == self.interrupt_at:
@@ -101,7 +101,7 @@ class Worker:
             raise FileNotFoundError("no data of this task")
         self.seen.append(planned.key)
         done = record(lr=planned.lr, seed=planned.seed, loss=planned.lr, test={"loss": 1.0, "accuracy": 0.5})
-        done |= {"task": planned.task, "optimizer": planned.optimizer, "digest": planned.digest}
+        done |= {"task": planned.task, "optimizer": planned.optimizer, "digest": planned.digest, "data": self.data}
         return done | {"purpose": planned.purpose, "failed": "ValueError: no" if planned.key in self.failing else None}
 
 
@@ -137,6 +137,20 @@ def test_task_without_data_is_skipped_and_said_so(tmp_path, progress, capsys):
     assert {task for task, *_ in worker.seen} == {"two"}
     assert run.unavailable == {"one": "FileNotFoundError: no data of this task"}
     assert "no data of this task" in capsys.readouterr().out
+
+
+def test_runs_on_other_data_do_not_join_the_records(tmp_path, progress, capsys):
+    """lm-python reads the library of the Python that runs it: another one is another corpus."""
+    path = tmp_path / "records.jsonl"
+    grid(path, Worker(interrupt_at=3)).carry_out(progress)
+    before = path.read_bytes()
+    run = grid(path, Worker(data="d2"))
+    assert run.carry_out(progress)
+    assert path.read_bytes().startswith(before)
+    added = records.read([path])[len(before.splitlines()) :]
+    assert {one["task"] for one in added} == {"two"}  # of which there were none
+    assert "give --results another file" in run.unavailable["one"]
+    assert "give --results another file" in capsys.readouterr().out
 
 
 def test_time_limit_hands_out_nothing_more(tmp_path, progress):

@@ -169,8 +169,8 @@ def test_failed_seed_of_arturo_fails_the_comparisons():
 def test_newest_code_counts_and_old_code_can_be_asked_for():
     old = [one | {"digest": one["digest"].replace("c1", "c0"), "date": "2025-01-01"} for one in complete(ours=0.5)]
     records = [*complete(), *old]
-    assert Results(records, ["one"]).test("one", "arturo", "best").mean == pytest.approx(0.8)
-    assert Results(records, ["one"], code="c0").test("one", "arturo", "best").mean == pytest.approx(0.5)
+    assert Results(records, ["one"]).final("one", "arturo", "best").mean == pytest.approx(0.8)
+    assert Results(records, ["one"], code="c0").final("one", "arturo", "best").mean == pytest.approx(0.5)
     assert Results(records, ["one"]).codes == {"arturo": ["c0", "c1"]}
     assert "records also hold c0" in markdown(Results(records, ["one"]))
 
@@ -182,6 +182,44 @@ def test_two_optimizers_of_ours_have_a_code_each():
     results = Results([*complete(), *paper], ["one"])
     assert results.optimizers == ["adamw", "arturo", "arturo-paper"]
     assert results.left_out == 0
+
+
+def test_code_that_was_run_last_counts_also_if_it_is_an_old_one():
+    first = [one | {"date": "2025-01-01"} for one in complete(ours=0.5)]
+    between = [one | {"digest": one["digest"].replace("c1", "c0"), "date": "2025-06-01"} for one in complete()]
+    again = [one | {"seed": 4} for one in complete(ours=0.5) if one["seed"] == 3]
+    assert Results([*first, *between, *again], ["one"]).code == {"arturo": "c1"}
+    assert Results([*first, *between], ["one"]).code == {"arturo": "c0"}
+
+
+def test_best_rate_is_that_of_a_finished_tuning():
+    """Before it, the best of what was tried is an accident, and runs at the default would be taken for tuned ones."""
+    base = [record("adamw", LR * 10 ** (k / 2), 0, 1.0 + abs(k)) for k in range(-2, 3)]
+    begun = [record("muon", LR * 10 ** (k / 2), 0, 1.0) for k in range(4)] + [record("muon", LR, 1, 1.0)]
+    results = Results([*base, *begun], ["one"])
+    assert (results.best_lr("one", "adamw"), results.best_lr("one", "muon")) == (LR, None)
+    assert results.final("one", "muon", "best").seeds == 0
+    assert results.final("one", "muon", "default").seeds == 1
+    done = Results([*base, *begun, record("muon", LR / 10**0.5, 0, 0.9)], ["one"])
+    assert done.best_lr("one", "muon") == pytest.approx(LR / 10**0.5, rel=1e-5)
+    assert done.at_edge("one", "muon")
+    assert not done.at_edge("one", "adamw")
+
+
+def test_fresh_seeds_have_a_table_of_their_own_and_count_in_the_others():
+    fresh = [one | {"seed": one["seed"] + 3} for one in complete(ours=0.9) if one["seed"] in (1, 2, 3)]
+    results = Results([*complete(), *fresh], ["one"])
+    assert results.final("one", "arturo", "best").mean == pytest.approx(0.85)
+    text = markdown(results).split("## Fresh seeds")[1].split("## Each task")[0]
+    # (0.9 - 1.0) / (0.01 sqrt(2/3))
+    assert "| 1.0000 ± 0.0058 | 0.9000 ± 0.0058 | -12.2 |" in text
+    assert "Not run yet" in markdown(Results(complete(), ["one"]))
+
+
+def test_wall_times_are_compared_at_their_shortest():
+    slow = [one | {"wall_s": 9.0} for one in complete() if one["seed"] == 2]
+    results = Results([*complete(), *slow], ["one"])
+    assert results.wall_ratio("one", "arturo") == 1.5
 
 
 def test_older_settings_of_a_task_do_not_count():
@@ -200,9 +238,10 @@ def test_report_has_every_number_and_the_figures(tmp_path):
     for said in ("0.8000 ± 0.0058", "1.0000 ± 0.0058", "| incomplete (1 of 2) |", "training loss nan", "No runs yet"):
         assert said in text
     assert "nan ±" not in text
-    (line,) = [line for line in text.splitlines() if line.startswith("| arturo | 0.00316 |")]
+    (line,) = [line for line in text.splitlines() if line.startswith("| arturo | 0.00316 (edge) |")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[10] == "1.50"  # wall time over AdamW's
+    assert "| one | 1.0000 ± 0.0058 | **0.8000 ± 0.0058** |" in text.split("## Final validation loss, tuned")[1]
     assert cells[13:] == ["16.0", "0 of 10"]  # bytes a weight, failures
     for name in ("differences", "lr_curves", "curves"):
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
@@ -229,8 +268,16 @@ def test_command_line_names_what_is_wrong(given, capsys):
 def test_dry_run_of_the_short_form_shows_its_runs(tmp_path, capsys):
     assert cli.main(["run", "--short", "--dry-run", "--results", str(tmp_path / "none.jsonl")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 32
+    assert len(lines) == 32  # 3 + 1 points and seeds of each, no extension, no fresh seeds
     assert {line.split()[2] for line in lines} == {"adamw", "arturo"}
+
+
+def test_what_was_asked_for_and_left_out_is_not_success(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("recipes.benchmarks.quality.environment.installed", lambda entry: False)
+    path = tmp_path / "none.jsonl"
+    assert cli.main(["run", "--optimizers", "ivon", "--results", str(path)]) == 1
+    assert "Not run: ivon (install ivon-opt" in " ".join(capsys.readouterr().out.split())
+    assert not path.exists()
 
 
 def test_listing_names_every_task_and_optimizer(capsys):
@@ -248,8 +295,8 @@ def test_readme_summary_replaces_what_stands_between_the_markers(tmp_path):
     assert text.startswith(f"before\n{readme.BEGIN}\n")
     assert text.endswith(f"{readme.END}\nafter\n")
     assert "old" not in text
-    # Tuned: AdamW 1.0, arTuRO 0.8; s.e. 0.01/sqrt(3).
-    assert "| 1.000 ± 0.006 | 0.800 ± 0.006 |" in text
+    # Tuned: AdamW 1.0, arTuRO 0.8; s.e. 0.01/sqrt(3). No others.
+    assert "| – | 1.000 ± 0.006 | 0.800 ± 0.006 | – |" in text
     # 1.0 lies between 1.6 at step 50 and 0.8 at step 100, so it is reached at 87.5: too late for the third bar.
     assert "| 0.88 |" in text
     assert (text.count("* pass: "), text.count("* fail: Both tuned, median over tasks of steps")) == (4, 1)

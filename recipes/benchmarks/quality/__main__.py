@@ -24,7 +24,7 @@ from rich.table import Table
 from recipes.benchmarks.quality import records as store
 from recipes.benchmarks.quality.analysis import Results
 from recipes.benchmarks.quality.optimizers import FAMILIES, OPTIMIZERS
-from recipes.benchmarks.quality.plan import STAGES, Plan
+from recipes.benchmarks.quality.plan import BUDGET, EXTENSION, FRESH_SEEDS, STAGES, Plan
 from recipes.benchmarks.quality.progress import Progress
 from recipes.benchmarks.quality.tasks import TASKS
 
@@ -70,14 +70,21 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="do the runs that are not recorded yet")
     form = run.add_mutually_exclusive_group()
-    form.add_argument("--full", action="store_true", help="all tasks and optimizers, budget 5, seeds 1 2 3 (default)")
+    form.add_argument(
+        "--full", action="store_true", help=f"all tasks and optimizers, budget {BUDGET}, seeds 1 2 3 (default)"
+    )
     form.add_argument("--short", action="store_true", help="adamw and arturo on four tasks, budget 3, seed 1")
     run.add_argument("--tasks", nargs="+", metavar="NAME", help="subset of the tasks")
     run.add_argument("--optimizers", nargs="+", metavar="NAME", help="subset of the optimizers")
-    run.add_argument("--stages", nargs="+", metavar="STAGE", default=list(STAGES), help="of tune, seeds, bar")
+    run.add_argument("--stages", nargs="+", metavar="STAGE", help="of tune, seeds, bar, fresh (default all)")
     run.add_argument("--jobs", type=int, default=1, help="worker processes of one thread each (default 1)")
     run.add_argument("--seeds", nargs="+", type=int, help="seeds whose test scores are reported (default 1 2 3)")
-    run.add_argument("--budget", type=int, help="learning rates tried in tuning (default 5)")
+    run.add_argument("--budget", type=int, help=f"learning rates tried in tuning (default {BUDGET})")
+    run.add_argument(
+        "--extension",
+        type=int,
+        help=f"more of them while the best is the outermost (default {EXTENSION}, short form 0)",
+    )
     run.add_argument("--results", type=Path, help=f"records, appended to (default {RESULTS.name} of the benchmark)")
     run.add_argument("--max-minutes", type=float, help="hand out no run after this long")
     run.add_argument("--rerun-failed", action="store_true", help="do again what raised an exception")
@@ -101,22 +108,30 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     tasks = options.tasks or (SHORT_TASKS if options.short else in_order())
     optimizers = options.optimizers or (SHORT_OPTIMIZERS if options.short else list(OPTIMIZERS))
     seeds = options.seeds or ([1] if options.short else [1, 2, 3])
-    budget = options.budget if options.budget is not None else (3 if options.short else 5)
+    budget = options.budget if options.budget is not None else (3 if options.short else BUDGET)
+    extension = options.extension if options.extension is not None else (0 if options.short else EXTENSION)
     if min(seeds) < 1:
         parser.error("--seeds must be 1 or more: seed 0 is the tuning's")
-    if budget < 1 or options.jobs < 1:
-        parser.error("--budget and --jobs must be 1 or more")
+    if budget < 1 or options.jobs < 1 or extension < 0:
+        parser.error("--budget and --jobs must be 1 or more, --extension 0 or more")
     progress = Progress()
     chosen = names(optimizers, list(OPTIMIZERS), "optimizer", parser)
-    for name in [name for name in chosen if not installed(OPTIMIZERS[name])]:
+    absent = {
+        name: f'install {OPTIMIZERS[name].package} (pip install -e ".[bench]")'
+        for name in chosen
+        if not installed(OPTIMIZERS[name])
+    }
+    for name, why in absent.items():
         chosen.remove(name)
-        progress.say(f'{name} is skipped: install {OPTIMIZERS[name].package} (pip install -e ".[bench]")')
+        progress.say(f"{name} is skipped: {why}")
     plan = Plan(
         [TASKS[name] for name in names(tasks, in_order(), "task", parser)],
         chosen,
         budget,
+        extension,
         seeds,
-        names(options.stages, STAGES, "stage", parser),
+        () if options.short or options.seeds else FRESH_SEEDS,
+        names(options.stages or STAGES, STAGES, "stage", parser),
     )
     path = options.results or (SHORT_RESULTS if options.short else RESULTS)
     if options.dry_run:
@@ -128,10 +143,11 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     grid = Grid(plan, path, options.jobs, options.max_minutes, options.rerun_failed)
     with interruptible():
         complete = grid.carry_out(progress)
-    for task, why in grid.unavailable.items():
-        progress.say(f"Not run: {task} ({why})")
+    skipped = grid.unavailable | absent
+    for name, why in skipped.items():
+        progress.say(f"Not run: {name} ({why})")
     progress.say(f"Records: {path}")
-    return 0 if complete else 1
+    return 0 if complete and not skipped else 1
 
 
 @contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from recipes.benchmarks.quality.optimizers import OPTIMIZERS, grid_lr, rounded
-from recipes.benchmarks.quality.plan import TUNING_SEED
-from recipes.benchmarks.quality.records import Record, failed, score
+from recipes.benchmarks.quality.plan import BUDGET, TUNING_SEED
+from recipes.benchmarks.quality.records import Record, code_digest, failed, score, task_digest
 
 BASELINE = "adamw"
 
@@ -69,17 +69,17 @@ class Results:
 
     def __init__(self, records: Iterable[Record], tasks: Sequence[str], code: str | None = None) -> None:
         records = sorted(records, key=lambda record: record.get("date", ""))
-        settings = {record["task"]: _task_part(record) for record in records}
-        current = [record for record in records if _task_part(record) == settings[record["task"]]]
-        self.codes: dict[str, list[str]] = {}  # of our own optimizers, oldest first
+        settings = {record["task"]: task_digest(record) for record in records}
+        current = [record for record in records if task_digest(record) == settings[record["task"]]]
+        self.codes: dict[str, list[str]] = {}  # of our own optimizers, the one run last is last
         for record in current:
-            known = self.codes.setdefault(record["optimizer"], [])
-            if _code_part(record) not in ("published", *known):
-                known.append(_code_part(record))
+            known, code_run = self.codes.setdefault(record["optimizer"], []), code_digest(record)
+            if code_run != "published":
+                known[:] = [*(one for one in known if one != code_run), code_run]
         self.codes = {name: codes for name, codes in self.codes.items() if codes}
         self.code = {name: code if code in codes else codes[-1] for name, codes in self.codes.items()}
         self.records = [
-            record for record in current if _code_part(record) in ("published", self.code.get(record["optimizer"]))
+            record for record in current if code_digest(record) in ("published", self.code.get(record["optimizer"]))
         ]
         self.left_out = len(records) - len(self.records)
         self.tasks = [*tasks, *(name for name in settings if name not in tasks)]
@@ -97,11 +97,20 @@ class Results:
         runs = [record for record in self.runs(task, optimizer) if record["seed"] == TUNING_SEED]
         return dict(sorted((rounded(record["lr"]), score(record, "validation", "loss")) for record in runs))
 
+    def tuned(self, task: str, optimizer: str) -> bool:
+        """Whether as many learning rates were tried as of AdamW (at most the budget: some earn an extension)."""
+        return len(self.tuning(task, optimizer)) >= min(BUDGET, len(self.tuning(task, BASELINE)) or BUDGET)
+
     def best_lr(self, task: str, optimizer: str) -> float | None:
-        """The smallest of the learning rates with the lowest validation loss; None before any finite one."""
+        """The smallest of the learning rates with the lowest validation loss; None before the tuning is done."""
         losses = self.tuning(task, optimizer)
         finite = [lr for lr in losses if math.isfinite(losses[lr])]
-        return min(finite, key=lambda lr: (losses[lr], lr)) if finite else None
+        return min(finite, key=lambda lr: (losses[lr], lr)) if finite and self.tuned(task, optimizer) else None
+
+    def at_edge(self, task: str, optimizer: str) -> bool:
+        """Whether the best is the outermost of what was tried, so that a better one may lie beyond."""
+        tried = list(self.tuning(task, optimizer))
+        return bool(tried) and self.best_lr(task, optimizer) in (tried[0], tried[-1])
 
     def default_lr(self, task: str, optimizer: str) -> float | None:
         """The untouched default."""
@@ -119,10 +128,18 @@ class Results:
             key=lambda record: record["seed"],
         )
 
-    def test(self, task: str, optimizer: str, which: str, name: str = "loss") -> Estimate:
-        """Test score at the "best" or the "default" learning rate."""
+    def final(
+        self,
+        task: str,
+        optimizer: str,
+        which: str,
+        name: str = "loss",
+        part: str = "test",
+        seeds: Collection[int] | None = None,
+    ) -> Estimate:
+        """A final score at the "best" or the "default" learning rate, over all seeds that are reported or some."""
         runs = self.seeds(task, optimizer, self.lr(task, optimizer, which))
-        return estimate([score(record, "test", name) for record in runs])
+        return estimate([score(record, part, name) for record in runs if seeds is None or record["seed"] in seeds])
 
     def steps_ratio(self, task: str, optimizer: str, which: str) -> float | None:
         """Steps to AdamW's final validation loss over those AdamW itself takes to first reach it.
@@ -143,6 +160,14 @@ class Results:
         values = [record[name] for record in self.runs(task, optimizer) if not failed(record) and name in record]
         return statistics.fmean(values) if values else math.nan
 
+    def wall_ratio(self, task: str, optimizer: str) -> float:
+        """Shortest wall time of a run over AdamW's shortest: other work on the machine only lengthens them."""
+        ours, base = (
+            [record["wall_s"] for record in self.runs(task, one) if not failed(record) and "wall_s" in record]
+            for one in (optimizer, BASELINE)
+        )
+        return min(ours) / min(base) if ours and base else math.nan
+
     def time_ratio(self, task: str, optimizer: str, name: str) -> float:
         """Median of a time over AdamW's median."""
         ours, base = (
@@ -150,11 +175,3 @@ class Results:
             for one in (optimizer, BASELINE)
         )
         return statistics.median(ours) / statistics.median(base) if ours and base else math.nan
-
-
-def _task_part(record: Record) -> str:
-    return str(record["digest"].split("-")[0])
-
-
-def _code_part(record: Record) -> str:
-    return str(record["digest"].split("-")[-1])

@@ -54,7 +54,7 @@ def bars(results: Results) -> list[Bar]:
 
 def _differences(results: Results, which: str) -> dict[str, float]:
     found = {
-        task: compare(results.test(task, OURS, which), results.test(task, BASELINE, which)) for task in results.tasks
+        task: compare(results.final(task, OURS, which), results.final(task, BASELINE, which)) for task in results.tasks
     }
     return {task: value for task, value in found.items() if value is not None}
 

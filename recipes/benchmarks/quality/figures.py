@@ -149,9 +149,9 @@ def differences(results: Results) -> Figure:
     ):
         shown = [1.0]
         for line, task in enumerate(tasks):
-            base = results.test(task, BASELINE, which)
+            base = results.final(task, BASELINE, which)
             for place, name in enumerate(others):
-                ours = results.test(task, name, which)
+                ours = results.final(task, name, which)
                 if not (ours.seeds and base.seeds and math.isfinite(base.mean)):
                     continue
                 y = line + 0.72 * ((place + 0.5) / len(others) - 0.5)

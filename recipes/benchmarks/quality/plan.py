@@ -1,8 +1,9 @@
 """Which runs are still to do, read off the records alone: an interrupted grid goes on where it stopped.
 
 Tuning, the same for every optimizer: points k of a logarithmic grid around the default learning rate, k = -1, 0, 1
-first, then outward from the best until the budget is spent. Judged by the final validation loss of seed 0. Then the
-seeds at the best and at the default learning rate, whose test scores are reported.
+first, then outward from the best until the budget is spent; a best that is then still at an edge of the points tried
+earns a few more beyond it. Judged by the final validation loss of seed 0. Then the seeds at the best and at the default
+learning rate, whose scores are reported, and for the two that the bars compare a second set of seeds.
 """
 
 from __future__ import annotations
@@ -15,8 +16,13 @@ from recipes.benchmarks.quality.optimizers import OPTIMIZERS, Entry, grid_lr, ro
 from recipes.benchmarks.quality.records import Key, Record, key, score
 from recipes.benchmarks.quality.tasks.base import Task
 
-STAGES = ("tune", "seeds", "bar")
+STAGES = ("tune", "seeds", "bar", "fresh")
 TUNING_SEED = 0
+#: Learning rates every optimizer may try, and how many more while its best is the outermost of them.
+BUDGET = 5
+EXTENSION = 3
+#: Seeds that no choice in the development of the default form was made by; run for `FIRST`.
+FRESH_SEEDS = (4, 5, 6)
 #: Done first, task by task, so that an interrupted grid already compares these two.
 FIRST = ("adamw", "arturo")
 #: Seed of the runs three times above and below the best learning rate, and the optimizer that makes them.
@@ -46,19 +52,21 @@ def best_point(losses: Mapping[int, float]) -> int:
     return min(losses, key=lambda k: (losses[k], k))
 
 
-def next_points(losses: Mapping[int, float], budget: int) -> list[int]:
+def next_points(losses: Mapping[int, float], budget: int, extension: int = 0) -> list[int]:
     """Grid points to run next, given the losses known; empty when the budget is spent.
 
     The first three do not depend on each other; each later one follows from all before it. While the best is at an
     edge the walk goes on beyond that edge. If the best is interior, the side with the lower neighbour is looked at
-    first, two points from the best, then the other side, then farther out.
+    first, two points from the best, then the other side, then farther out. Beyond the budget, up to `extension` points
+    more, the walk goes on only while the best is at an edge: an optimum outside of the points says nothing of the best.
     """
     first = [0, 1, -1][: max(budget, 0)]
     if missing := [k for k in first if k not in losses]:
         return missing
-    if len(losses) >= budget:
+    best = best_point(losses) if losses else 0
+    at_edge = bool(losses) and best in (min(losses), max(losses))
+    if len(losses) >= budget + (extension if at_edge else 0):
         return []
-    best = best_point(losses)
     below, above = losses.get(best - 1), losses.get(best + 1)
     if below is None or above is None:
         return [best - 1 if below is None else best + 1]
@@ -88,8 +96,10 @@ class Plan:
 
     tasks: Sequence[Task]
     optimizers: Sequence[str]
-    budget: int = 5
+    budget: int = BUDGET
+    extension: int = EXTENSION
     seeds: Sequence[int] = (1, 2, 3)
+    fresh: Sequence[int] = FRESH_SEEDS
     stages: Collection[str] = STAGES
 
     def todo(self, records: Iterable[Record], running: Collection[Key] = ()) -> list[Planned]:
@@ -119,14 +129,14 @@ class Plan:
         def planned(lr: float, seed: int) -> Planned:
             return Planned(task.name, name, rounded(lr), seed, stage.removesuffix("s"), code)
 
-        open_points = next_points(losses, self.budget)
+        open_points = next_points(losses, self.budget, self.extension)
         if stage == "tune":
             for k in open_points:
                 yield planned(grid_lr(entry, task.family, k), TUNING_SEED)
-        elif stage == "seeds":
+        elif stage in ("seeds", "fresh"):
             # The default does not wait for the tuning.
             points = [0] if open_points or not losses else [0, best_point(losses)]
-            for seed in self.seeds:
+            for seed in self.seeds if stage == "seeds" else self._fresh(name):
                 for k in reversed(points):
                     yield planned(grid_lr(entry, task.family, k), seed)
         else:
@@ -137,6 +147,9 @@ class Plan:
                 for k in (best_point(losses) + 1, best_point(losses) - 1):
                     yield planned(grid_lr(entry, task.family, k), NEIGHBOUR_SEED)
 
+    def _fresh(self, name: str) -> Sequence[int]:
+        return [seed for seed in self.fresh if seed not in self.seeds] if name in FIRST else []
+
     def left(self, records: Sequence[Record]) -> int:
         """About how many runs are left: open tuning points count, and the seeds they lead to."""
         wanted = {planned.key for planned in self.todo(records)}
@@ -146,8 +159,11 @@ class Plan:
                 entry = OPTIMIZERS[name]
                 code = digest(task, entry)
                 losses = grid_losses([record for record in records if record["digest"] == code], task, name, entry)
-                if (open_points := next_points(losses, self.budget)) and "tune" in self.stages:
-                    more += self.budget - len(losses) - len(open_points)
-                    more += len(self.seeds) * ("seeds" in self.stages)
+                open_points = next_points(losses, self.budget, self.extension)
+                if open_points and "tune" in self.stages:
+                    more += max(0, self.budget - len(losses) - len(open_points))
+                    more += len(self.seeds) * ("seeds" in self.stages) + len(self._fresh(name)) * (
+                        "fresh" in self.stages
+                    )
                     more += 2 * ("bar" in self.stages and name in NEIGHBOURS_OF)
         return len(wanted) + more

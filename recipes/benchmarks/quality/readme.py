@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.benchmarks.quality.analysis import BASELINE, Results
@@ -19,18 +20,14 @@ def summary(results: Results) -> str:
     peers = [name for name in results.optimizers if name not in (BASELINE, OURS)]
     rows = []
     for task in results.tasks:
-        others = {name: results.test(task, name, "best") for name in peers}
-        finite = [name for name, value in others.items() if math.isfinite(value.mean)]
-        best = min(finite, key=lambda name: others[name].mean) if finite else None
+        losses = []
+        for which in ("default", "best"):
+            losses += [with_error(results.final(task, name, which), DIGITS) for name in (BASELINE, OURS)]
+            losses.append(best_of(results, task, peers, which))
         rows.append(
             [
                 task,
-                *(
-                    with_error(results.test(task, name, which), DIGITS)
-                    for which in ("default", "best")
-                    for name in (BASELINE, OURS)
-                ),
-                f"{with_error(others[best], DIGITS)} ({best})" if best else NOTHING,
+                *losses,
                 steps_text(results.steps_ratio(task, OURS, "best")),
                 number(results.time_ratio(task, OURS, "cpu_s"), ".2f"),
             ]
@@ -39,6 +36,7 @@ def summary(results: Results) -> str:
         "task",
         "AdamW, default lr",
         "arTuRO, same lr",
+        "best other, its default",
         "AdamW, tuned",
         "arTuRO, tuned",
         "best other, tuned",
@@ -50,6 +48,16 @@ def summary(results: Results) -> str:
     shown = [name for name in OPTIMIZERS if name in peers]
     lines += ["", f"Others: {', '.join(shown) or 'not run yet'}."]
     return "\n".join(lines)
+
+
+def best_of(results: Results, task: str, names: Sequence[str], which: str) -> str:
+    """The lowest test loss among some optimizers, and whose it is."""
+    found = {name: results.final(task, name, which) for name in names}
+    finite = [name for name, value in found.items() if math.isfinite(value.mean)]
+    if not finite:
+        return NOTHING
+    best = min(finite, key=lambda name: found[name].mean)
+    return f"{with_error(found[best], DIGITS)} ({best})"
 
 
 def insert(readme: Path, results: Results) -> None:

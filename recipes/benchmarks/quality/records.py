@@ -22,6 +22,16 @@ def key(record: Record) -> Key:
     return record["task"], record["optimizer"], rounded(record["lr"]), record["seed"], record["digest"]
 
 
+def task_digest(record: Record) -> str:
+    """The part of the digest that stands for the task's settings."""
+    return str(record["digest"].split("-")[0])
+
+
+def code_digest(record: Record) -> str:
+    """The part that stands for what our own optimizer does; "published" for the others."""
+    return str(record["digest"].split("-")[-1])
+
+
 def read(paths: Sequence[Path]) -> list[Record]:
     """All records, oldest first, the last of each key only. Files that do not exist are empty.
 

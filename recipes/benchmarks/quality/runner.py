@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from recipes.benchmarks.quality import records as store
@@ -98,13 +98,8 @@ class Grid:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def left(self) -> int:
-        return Plan(
-            [task for task in self.plan.tasks if task.name not in self.unavailable],
-            self.plan.optimizers,
-            self.plan.budget,
-            self.plan.seeds,
-            self.plan.stages,
-        ).left(self.records)
+        tasks = [task for task in self.plan.tasks if task.name not in self.unavailable]
+        return replace(self.plan, tasks=tasks).left(self.records)
 
     def _open(self, running: dict[Future[Record], Planned]) -> list[Planned]:
         under_way = {planned.key for planned in running.values()}
@@ -124,9 +119,27 @@ class Grid:
                 self.unavailable[planned.task] = f"{type(error).__name__}: {error}"
                 progress.say(f"{planned.task} is skipped: {self.unavailable[planned.task]}")
         else:
+            if other := self._other_data(record):
+                if planned.task not in self.unavailable:
+                    self.unavailable[planned.task] = other
+                    progress.say(f"{planned.task} is skipped: {other}")
+                return
             store.append(self.path, record)
             self.records = store.latest([*self.records, store.reread(record)])
             progress.finished(record, self.left())
+
+    def _other_data(self, record: Record) -> str | None:
+        """Why a run does not belong to the records of its task: lm-python, say, reads the library of this Python."""
+        settings = record["task"], store.task_digest(record)
+        known = [
+            one["data"] for one in self.records if (one["task"], store.task_digest(one)) == settings if "data" in one
+        ]
+        if not known or known[-1] == record.get("data"):
+            return None
+        return (
+            f"its data (sha256 {str(record.get('data'))[:8]}…) are not those of the runs in {self.path} "
+            f"({str(known[-1])[:8]}…); give --results another file"
+        )
 
     @staticmethod
     def _abandon(pool: Executor) -> None:

@@ -99,6 +99,14 @@ class Task:
     clip: float | None
     make: Callable[[int], Problem]
     description: str  # one line: model, data, sizes, batch
+    passes: float | None = None  # over the training part, about: examples that all steps see over its size
+
+    @property
+    def setting(self) -> str:
+        """Length, schedule and clipping, in words."""
+        length = f"{self.steps} steps" + ("" if self.passes is None else f" ({self.passes:.2g} passes over the data)")
+        clipping = "no clipping" if self.clip is None else f"gradients clipped at norm {self.clip:g}"
+        return f"{length}, {self.warmup} of warm-up, {self.decay} decay to 0, {clipping}"
 
     @property
     def default_lr(self) -> float:

@@ -15,7 +15,7 @@ ORDER_SEED = 1000  # added to a problem's seed, so that the batch order is not d
 
 
 def from_scratch(
-    name: str, steps: int, make: Callable[[int], Problem], description: str, clip: float | None = None
+    name: str, steps: int, make: Callable[[int], Problem], description: str, passes: float, clip: float | None = None
 ) -> Task:
     """A task that trains from scratch: 5 % warm-up, then a cosine to zero."""
     return Task(
@@ -27,6 +27,7 @@ def from_scratch(
         clip=clip,
         make=make,
         description=description,
+        passes=passes,
     )
 
 

@@ -184,13 +184,14 @@ def windows(text: Tensor, starts: Tensor) -> Tensor:
     return text[starts[:, None] + torch.arange(CONTEXT + 1)].long()
 
 
-def task(name: str, read: Callable[[], Corpus], text: str) -> Task:
+def task(name: str, read: Callable[[], Corpus], text: str, millions: float) -> Task:
     shape = f"causal transformer ({LAYERS} x {WIDTH}, context {CONTEXT})"
     make = functools.partial(CharacterModelling, read)
-    return from_scratch(name, STEPS, make, f"{shape}, characters of {text}, batch {BATCH}", clip=1.0)
+    passes = STEPS * BATCH * CONTEXT / (1e6 * millions)
+    return from_scratch(name, STEPS, make, f"{shape}, characters of {text}, batch {BATCH}", passes, clip=1.0)
 
 
 TASKS = (
-    task("lm-python", python_sources, "Python's standard library, split by file, about 6.7 M"),
-    task("lm-dialogue", dialogues, "movie dialogues, split by block, 4.2 M"),
+    task("lm-python", python_sources, "Python's standard library, split by file, about 6.7 M", 6.7),
+    task("lm-dialogue", dialogues, "movie dialogues, split by block, 4.2 M", 4.2),
 )

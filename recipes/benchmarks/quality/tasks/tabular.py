@@ -119,5 +119,6 @@ TASKS = (
         STEPS,
         Diamonds,
         f"MLP (2 x {WIDTH}, layer norm), cut of diamonds in 5 classes, 43,794 rows, batch {BATCH}",
+        STEPS * BATCH / 43_794,
     ),
 )

@@ -163,7 +163,7 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def task(name: str, data: str, steps: int, lora: bool, text: str) -> Task:
+def task(name: str, data: str, steps: int, lora: bool, text: str, rows: int) -> Task:
     how = f"LoRA (rank {RANK}, {' and '.join(ADAPTED)})" if lora else "all weights"
     return Task(
         name=f"{name}-lora" if lora else name,
@@ -173,13 +173,14 @@ def task(name: str, data: str, steps: int, lora: bool, text: str) -> Task:
         decay="linear",
         clip=1.0,
         make=functools.partial(TextClassification, data, steps, lora),
-        description=f"MiniLM (22.7 M), {how}, {text}, batch {BATCH}, {MAX_LENGTH} tokens",
+        description=f"MiniLM (22.7 M), {how}, {text}, {rows:,} rows, batch {BATCH}, {MAX_LENGTH} tokens",
+        passes=steps * BATCH / rows,
     )
 
 
 DATA = (
-    ("trec", "trec6", 100, "TREC questions in 6 classes, 3,980 rows"),
-    ("movie", "movie", 80, "movie review sentiment, 8,670 rows"),
-    ("sms", "sms", 60, "SMS spam, 3,211 rows"),
+    ("trec", "trec6", 100, "TREC questions in 6 classes", 3980),
+    ("movie", "movie", 80, "movie review sentiment", 8670),
+    ("sms", "sms", 60, "SMS spam", 3211),
 )
-TASKS = tuple(task(*entry[:3], lora, entry[3]) for lora in (False, True) for entry in DATA)
+TASKS = tuple(task(*entry[:3], lora, *entry[3:]) for lora in (False, True) for entry in DATA)
