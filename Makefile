@@ -21,7 +21,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt recipes/requirements-data.txt
 	@touch $@
 
 demo: $(VENV)/.installed  ## fine-tune a pretrained transformer with arTuRO beside AdamW: table, plot, metrics
-	$(BIN)/python -m recipes.finetune_text --output $(OUT)
+	@echo "At the Trainer's default learning rate"
+	$(BIN)/python -m recipes.finetune_text --lr 5e-5 --output $(OUT)/default-lr
+	@echo "At the learning rate, of four, that was best for AdamW"
+	$(BIN)/python -m recipes.finetune_text --lr 3e-4 --output $(OUT)/tuned-lr
 
 # By file: processes that a file's tests share are started once.
 test: $(VENV)/.installed  ## the whole suite

@@ -78,7 +78,10 @@ def notes(content: dict[str, Any]) -> list[str]:
         f"A test part of this size leaves any accuracy uncertain by {sampling:.1%} (one standard error).",
     ]
     if len(seeds) == 1:
-        found.append("One seed ranks nothing: use `--seeds 0,1,2` before you conclude.")
+        found.append(
+            "One seed ranks nothing: use `--seeds 0,1,2` before you conclude. Eleven tasks, several seeds, learning "
+            "rates and optimizers: recipes/benchmarks/quality/results/report.md."
+        )
     else:
         found.append("± is one standard error of the mean over the seeds.")
     return found
