@@ -100,6 +100,14 @@ def test_the_seed_decides_weights_and_batches(make, name):
     assert re.fullmatch("[0-9a-f]{64}", one.data_sha256)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("fashion")])
+def test_passes_over_the_data_are_what_the_report_says(make, name):
+    problem = make(name)
+    seen = TASKS[name].steps * problem.logits(next(iter(problem.batches())))[1].numel()
+    # The standard library that lm-python reads grows with Python's versions.
+    assert TASKS[name].passes == pytest.approx(seen / problem.examples, rel=0.2 if name == "lm-python" else 0.01)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_number_of_batches_and_the_start(make, name):
     problem = make(name)
