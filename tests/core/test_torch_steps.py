@@ -21,7 +21,17 @@ from problems import (
 )
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
-from torch_inputs import GROUP_OPTIONS, INFO, INPUTS, SCHEDULED, every_input, regression, squares, went_right
+from torch_inputs import (
+    GROUP_OPTIONS,
+    INFO,
+    INPUTS,
+    SCHEDULED,
+    every_input,
+    inputs_that,
+    regression,
+    squares,
+    went_right,
+)
 
 from arturo_core import Arturo
 
@@ -169,10 +179,8 @@ def test_param_group_with_weight_decay_shrinks(kwargs):
     torch.testing.assert_close(bias, plain[1], rtol=1e-2, atol=1e-4)
 
 
-@every_input
+@inputs_that(lambda kwargs: kwargs.get("trust_region") != "kl")  # where lr is one bound for all groups
 def test_param_group_with_vanishing_lr_stays(kwargs):
-    if kwargs.get("trust_region") == "kl":
-        pytest.skip("lr is one bound for all groups")
     own = {"lr": 1e-2, **{key: value for key, value in kwargs.items() if key in GROUP_OPTIONS}}
     shared = {key: value for key, value in kwargs.items() if key not in GROUP_OPTIONS}
     weight, bias, data = regression()
@@ -214,10 +222,9 @@ def test_step_without_any_grad_does_nothing(kwargs):
     assert optimizer.diagnostics()["skipped_steps"] == 0
 
 
-@every_input
+# Weight decay and the published prior pull without a gradient.
+@inputs_that(lambda kwargs: not kwargs.get("weight_decay") and kwargs.get("noise") != "fixed")
 def test_step_with_zero_grads_does_nothing(kwargs):
-    if kwargs.get("weight_decay", 0) != 0 or kwargs.get("noise") == "fixed":
-        pytest.skip("weight decay and the published prior pull without a gradient")
     weight = Parameter(torch.randn(5, 1))
     before = weight.detach().clone()
     optimizer = Arturo([weight], **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -87,7 +88,15 @@ INPUTS = {
 }
 #: Those that are also run with every scheduler.
 SCHEDULED = ["default", "tensor lr", "maximize, weight_decay", "kl", "fixed, kl"]
-every_input = pytest.mark.parametrize("kwargs", INPUTS.values(), ids=INPUTS.keys())
+
+
+def inputs_that(fit: Callable[[dict[str, Any]], bool]) -> pytest.MarkDecorator:
+    """A test with each of the inputs that fit it."""
+    chosen = {name: kwargs for name, kwargs in INPUTS.items() if fit(kwargs)}
+    return pytest.mark.parametrize("kwargs", chosen.values(), ids=chosen.keys())
+
+
+every_input = inputs_that(lambda kwargs: True)
 ERRORS = {error.optimizer_error_input.desc: error for error in optim_error_inputs("cpu", torch.float32)}
 
 

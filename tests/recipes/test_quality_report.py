@@ -219,7 +219,7 @@ def test_fresh_seeds_have_a_table_of_their_own_and_count_in_the_others():
 def test_wall_times_are_compared_at_their_shortest():
     slow = [one | {"wall_s": 9.0} for one in complete() if one["seed"] == 2]
     results = Results([*complete(), *slow], ["one"])
-    assert results.wall_ratio("one", "arturo") == 1.5
+    assert results.time_ratio("one", "arturo", "wall_s", min) == 1.5
 
 
 def test_older_settings_of_a_task_do_not_count():

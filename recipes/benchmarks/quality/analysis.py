@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from recipes.benchmarks.quality.optimizers import OPTIMIZERS, grid_lr, rounded
@@ -73,10 +73,11 @@ class Results:
         current = [record for record in records if task_digest(record) == settings[record["task"]]]
         self.codes: dict[str, list[str]] = {}  # of our own optimizers, the one run last is last
         for record in current:
-            known, code_run = self.codes.setdefault(record["optimizer"], []), code_digest(record)
-            if code_run != "published":
-                known[:] = [*(one for one in known if one != code_run), code_run]
-        self.codes = {name: codes for name, codes in self.codes.items() if codes}
+            if (own := code_digest(record)) != "published":
+                known = self.codes.setdefault(record["optimizer"], [])
+                if own in known:
+                    known.remove(own)
+                known.append(own)
         self.code = {name: code if code in codes else codes[-1] for name, codes in self.codes.items()}
         self.records = [
             record for record in current if code_digest(record) in ("published", self.code.get(record["optimizer"]))
@@ -160,18 +161,12 @@ class Results:
         values = [record[name] for record in self.runs(task, optimizer) if not failed(record) and name in record]
         return statistics.fmean(values) if values else math.nan
 
-    def wall_ratio(self, task: str, optimizer: str) -> float:
-        """Shortest wall time of a run over AdamW's shortest: other work on the machine only lengthens them."""
-        ours, base = (
-            [record["wall_s"] for record in self.runs(task, one) if not failed(record) and "wall_s" in record]
-            for one in (optimizer, BASELINE)
-        )
-        return min(ours) / min(base) if ours and base else math.nan
-
-    def time_ratio(self, task: str, optimizer: str, name: str) -> float:
-        """Median of a time over AdamW's median."""
+    def time_ratio(
+        self, task: str, optimizer: str, name: str, middle: Callable[[list[float]], float] = statistics.median
+    ) -> float:
+        """Median of a time, or what else `middle` takes of the runs, over AdamW's."""
         ours, base = (
             [record[name] for record in self.runs(task, one) if not failed(record) and name in record]
             for one in (optimizer, BASELINE)
         )
-        return statistics.median(ours) / statistics.median(base) if ours and base else math.nan
+        return middle(ours) / middle(base) if ours and base else math.nan

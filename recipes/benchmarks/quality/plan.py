@@ -53,19 +53,18 @@ def best_point(losses: Mapping[int, float]) -> int:
 
 
 def next_points(losses: Mapping[int, float], budget: int, extension: int = 0) -> list[int]:
-    """Grid points to run next, given the losses known; empty when the budget is spent.
+    """Grid points to run next, given the losses known; empty when the budget, at least 1, is spent.
 
     The first three do not depend on each other; each later one follows from all before it. While the best is at an
     edge the walk goes on beyond that edge. If the best is interior, the side with the lower neighbour is looked at
     first, two points from the best, then the other side, then farther out. Beyond the budget, up to `extension` points
     more, the walk goes on only while the best is at an edge: an optimum outside of the points says nothing of the best.
     """
-    first = [0, 1, -1][: max(budget, 0)]
+    first = [0, 1, -1][:budget]
     if missing := [k for k in first if k not in losses]:
         return missing
-    best = best_point(losses) if losses else 0
-    at_edge = bool(losses) and best in (min(losses), max(losses))
-    if len(losses) >= budget + (extension if at_edge else 0):
+    best = best_point(losses)
+    if len(losses) >= budget + (extension if best in (min(losses), max(losses)) else 0):
         return []
     below, above = losses.get(best - 1), losses.get(best + 1)
     if below is None or above is None:
@@ -162,8 +161,7 @@ class Plan:
                 open_points = next_points(losses, self.budget, self.extension)
                 if open_points and "tune" in self.stages:
                     more += max(0, self.budget - len(losses) - len(open_points))
-                    more += len(self.seeds) * ("seeds" in self.stages) + len(self._fresh(name)) * (
-                        "fresh" in self.stages
-                    )
+                    more += len(self.seeds) * ("seeds" in self.stages)
+                    more += len(self._fresh(name)) * ("fresh" in self.stages)
                     more += 2 * ("bar" in self.stages and name in NEIGHBOURS_OF)
         return len(wanted) + more

@@ -115,18 +115,19 @@ class Grid:
         except BrokenProcessPool:
             raise
         except Exception as error:  # the task could not be made
-            if planned.task not in self.unavailable:
-                self.unavailable[planned.task] = f"{type(error).__name__}: {error}"
-                progress.say(f"{planned.task} is skipped: {self.unavailable[planned.task]}")
+            self._skip(planned.task, f"{type(error).__name__}: {error}", progress)
         else:
             if other := self._other_data(record):
-                if planned.task not in self.unavailable:
-                    self.unavailable[planned.task] = other
-                    progress.say(f"{planned.task} is skipped: {other}")
+                self._skip(planned.task, other, progress)
                 return
             store.append(self.path, record)
             self.records = store.latest([*self.records, store.reread(record)])
             progress.finished(record, self.left())
+
+    def _skip(self, task: str, why: str, progress: Progress) -> None:
+        if task not in self.unavailable:
+            self.unavailable[task] = why
+            progress.say(f"{task} is skipped: {why}")
 
     def _other_data(self, record: Record) -> str | None:
         """Why a run does not belong to the records of its task: lm-python, say, reads the library of this Python."""

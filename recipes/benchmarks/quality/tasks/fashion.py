@@ -127,7 +127,9 @@ class VisionTransformer(nn.Module):
 
 def task(name: str, steps: int, network: Callable[[], nn.Module], text: str) -> Task:
     make = functools.partial(Fashion, network, steps)
-    return from_scratch(name, steps, make, f"{text}, Fashion-MNIST, 50,000 rows, batch {BATCH}", steps * BATCH / TRAIN)
+    return from_scratch(
+        name, steps, make, f"{text}, Fashion-MNIST, {TRAIN:,} rows, batch {BATCH}", steps * BATCH / TRAIN
+    )
 
 
 TASKS = (

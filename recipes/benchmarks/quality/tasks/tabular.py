@@ -21,6 +21,7 @@ from recipes.text.packaged import package_file
 STEPS = 2000
 BATCH = 128
 HELD_OUT_BATCH = 2000
+ROWS = 43_794  # of the training part
 WIDTH = 128
 VALIDATION, TEST = 2000, 8000
 SPLIT_SEED = 0
@@ -118,7 +119,7 @@ TASKS = (
         "diamonds-mlp",
         STEPS,
         Diamonds,
-        f"MLP (2 x {WIDTH}, layer norm), cut of diamonds in 5 classes, 43,794 rows, batch {BATCH}",
-        STEPS * BATCH / 43_794,
+        f"MLP (2 x {WIDTH}, layer norm), cut of diamonds in 5 classes, {ROWS:,} rows, batch {BATCH}",
+        STEPS * BATCH / ROWS,
     ),
 )
