@@ -49,7 +49,7 @@ bench-quality: $(VENV)/.installed  ## minutes: results of arTuRO beside AdamW on
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks.quality run --short --jobs $(JOBS)
 	$(BIN)/python -m recipes.benchmarks.quality report --results runs/quality/records.jsonl
 
-bench-quality-full: $(VENV)/.installed  ## hours, resumable: all tasks, all optimizers, three seeds
+bench-quality-full: $(VENV)/.installed  ## hours, resumable: all tasks, all optimizers, three seeds, six for two of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks.quality run --full --jobs $(JOBS)
 
 bench-quality-report: $(VENV)/.installed  ## tables and figures of the full benchmark's records, README's among them

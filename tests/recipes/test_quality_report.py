@@ -12,7 +12,7 @@ from recipes.benchmarks.quality import __main__ as cli
 from recipes.benchmarks.quality import readme
 from recipes.benchmarks.quality import records as store
 from recipes.benchmarks.quality.analysis import Estimate, Results, estimate, mean_curve, steps_to_loss
-from recipes.benchmarks.quality.bars import bars, compare
+from recipes.benchmarks.quality.bars import bars, compare, seed_sets, tuned
 from recipes.benchmarks.quality.report import markdown, write
 
 LR = 1e-3  # the default of adamw and arturo from scratch
@@ -216,6 +216,20 @@ def test_fresh_seeds_have_a_table_of_their_own_and_count_in_the_others():
     assert "Not run yet" in markdown(Results(complete(), ["one"]))
 
 
+def test_a_set_of_seeds_that_fails_alone_is_not_hidden_by_the_others():
+    worse = [one | {"seed": one["seed"] + 3} for one in complete(ours=1.05) if one["seed"] in (1, 2, 3)]
+    results = Results([*complete(ours=0.7), *worse], ["one"])
+    assert [tuned(results, seeds).verdict for seeds in seed_sets(results).values()] == ["pass", "fail"]
+    rows = [line for line in markdown(results).splitlines() if line.startswith("| Both tuned, test loss")]
+    assert [line.split(" | ")[1:3] for line in rows[1:]] == [["1, 2, 3", "pass"], ["4, 5, 6", "fail"]]
+    assert seed_sets(Results(complete(), ["one"])) == {}
+
+
+def test_readme_says_by_how_much_a_bar_is_missed():
+    text = readme.summary(Results(complete(high=0.95, low=0.9), ["one"]))
+    assert "(seed 1); difference of the losses: one +0.0600." in text
+
+
 def test_wall_times_are_compared_at_their_shortest():
     slow = [one | {"wall_s": 9.0} for one in complete() if one["seed"] == 2]
     results = Results([*complete(), *slow], ["one"])
@@ -240,9 +254,11 @@ def test_report_has_every_number_and_the_figures(tmp_path):
     assert "nan ±" not in text
     (line,) = [line for line in text.splitlines() if line.startswith("| arturo | 0.00316 (edge) |")]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[10] == "1.50"  # wall time over AdamW's
+    assert cells[11] == "1.50"  # wall time over AdamW's
     assert "| one | 1.0000 ± 0.0058 | **0.8000 ± 0.0058** |" in text.split("## Final validation loss, tuned")[1]
-    assert cells[13:] == ["16.0", "0 of 10"]  # bytes a weight, failures
+    accuracies = text.split("## Final validation accuracy, tuned")[1].split("##")[0]
+    assert "| one | **0.600 ± 0.000** | **0.600 ± 0.000** |" in accuracies  # equal: both the best
+    assert cells[14:] == ["16.0", "0 of 10"]  # bytes a weight, failures
     for name in ("differences", "lr_curves", "curves"):
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
         assert (tmp_path / "out" / f"{name}.svg").exists()

@@ -32,6 +32,7 @@ RESULTS = Path(__file__).parent / "results" / "records.jsonl"
 SHORT_RESULTS = Path("runs/quality/records.jsonl")
 SHORT_TASKS = ("diamonds-mlp", "fashion-cnn", "lm-python", "trec")
 SHORT_OPTIMIZERS = ("adamw", "arturo")
+FRESH = " ".join(map(str, FRESH_SEEDS))
 #: Tasks in the order of what a run costs; those not named come last.
 CHEAPEST_FIRST = (
     "diamonds-mlp",
@@ -71,14 +72,21 @@ def make_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="do the runs that are not recorded yet")
     form = run.add_mutually_exclusive_group()
     form.add_argument(
-        "--full", action="store_true", help=f"all tasks and optimizers, budget {BUDGET}, seeds 1 2 3 (default)"
+        "--full",
+        action="store_true",
+        help=f"all tasks and optimizers, budget {BUDGET}, seeds 1 2 3, for adamw and arturo {FRESH} too (default)",
     )
     form.add_argument("--short", action="store_true", help="adamw and arturo on four tasks, budget 3, seed 1")
     run.add_argument("--tasks", nargs="+", metavar="NAME", help="subset of the tasks")
     run.add_argument("--optimizers", nargs="+", metavar="NAME", help="subset of the optimizers")
     run.add_argument("--stages", nargs="+", metavar="STAGE", help="of tune, seeds, bar, fresh (default all)")
     run.add_argument("--jobs", type=int, default=1, help="worker processes of one thread each (default 1)")
-    run.add_argument("--seeds", nargs="+", type=int, help="seeds whose test scores are reported (default 1 2 3)")
+    run.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        help=f"seeds whose test scores are reported, instead of 1 2 3 and the fresh {FRESH}",
+    )
     run.add_argument("--budget", type=int, help=f"learning rates tried in tuning (default {BUDGET})")
     run.add_argument(
         "--extension",

@@ -162,11 +162,11 @@ class Results:
         return statistics.fmean(values) if values else math.nan
 
     def time_ratio(
-        self, task: str, optimizer: str, name: str, middle: Callable[[list[float]], float] = statistics.median
+        self, task: str, optimizer: str, name: str, statistic: Callable[[list[float]], float] = statistics.median
     ) -> float:
-        """Median of a time, or what else `middle` takes of the runs, over AdamW's."""
+        """Median of a time, or another statistic of the runs, over AdamW's."""
         ours, base = (
             [record[name] for record in self.runs(task, one) if not failed(record) and name in record]
             for one in (optimizer, BASELINE)
         )
-        return middle(ours) / middle(base) if ours and base else math.nan
+        return statistic(ours) / statistic(base) if ours and base else math.nan

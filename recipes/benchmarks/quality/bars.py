@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from recipes.benchmarks.quality.analysis import BASELINE, Estimate, Results
 from recipes.benchmarks.quality.optimizers import OPTIMIZERS, rounded
-from recipes.benchmarks.quality.plan import NEIGHBOUR_SEED
+from recipes.benchmarks.quality.plan import FRESH_SEEDS, NEIGHBOUR_SEED, TUNING_SEED
 from recipes.benchmarks.quality.records import failed, score
 
 OURS = "arturo"
 ERRORS = 2.0  # standard errors of a difference that count as a difference
-SPEED = 0.8
+LARGEST_STEPS_RATIO = 0.8
 
 
 class Bar(NamedTuple):
@@ -52,9 +52,10 @@ def bars(results: Results) -> list[Bar]:
     return [check(results) for check in checks]
 
 
-def _differences(results: Results, which: str) -> dict[str, float]:
+def _differences(results: Results, which: str, seeds: Collection[int] | None = None) -> dict[str, float]:
     found = {
-        task: compare(results.final(task, OURS, which), results.final(task, BASELINE, which)) for task in results.tasks
+        task: compare(*(results.final(task, name, which, seeds=seeds) for name in (OURS, BASELINE)))
+        for task in results.tasks
     }
     return {task: value for task, value in found.items() if value is not None}
 
@@ -64,9 +65,16 @@ def _list(values: dict[str, float], form: str = "+.1f") -> str:
     return ", ".join(texts) or "–"
 
 
-def at_default(results: Results) -> Bar:
-    """The first bar; both defaults are the same number."""
-    found = _differences(results, "default")
+def seed_sets(results: Results) -> dict[str, tuple[int, ...]]:
+    """The seeds seen in development and the fresh ones, of those on record; empty unless there are some of both."""
+    used = sorted({record["seed"] for record in results.records if record["seed"] != TUNING_SEED})
+    seen, fresh = (tuple(seed for seed in used if (seed in FRESH_SEEDS) is new) for new in (False, True))
+    return {", ".join(map(str, seeds)): seeds for seeds in (seen, fresh)} if seen and fresh else {}
+
+
+def at_default(results: Results, seeds: Collection[int] | None = None) -> Bar:
+    """The first bar, on all seeds or some; both defaults are the same number."""
+    found = _differences(results, "default", seeds)
     return Bar(
         "At AdamW's default lr, test loss no worse than AdamW's at the same lr by more than 2 s.e. on any task",
         verdict(any(value > ERRORS for value in found.values()), len(found), len(results.tasks)),
@@ -74,9 +82,9 @@ def at_default(results: Results) -> Bar:
     )
 
 
-def tuned(results: Results) -> Bar:
-    """The second bar."""
-    found = _differences(results, "best")
+def tuned(results: Results, seeds: Collection[int] | None = None) -> Bar:
+    """The second bar, on all seeds or some."""
+    found = _differences(results, "best", seeds)
     total = len(results.tasks)
     better = sum(value < -ERRORS for value in found.values())
     worse = any(value > ERRORS for value in found.values())
@@ -97,8 +105,9 @@ def speed(results: Results) -> Bar:
     complete = len(known) == len(results.tasks)
     said = "not reached" if middle == math.inf else format(middle, ".2f") if known else "–"
     return Bar(
-        f"Both tuned, median over tasks of steps to AdamW's final validation loss at most {SPEED} of AdamW's",
-        verdict(complete and not middle <= SPEED, len(known), len(results.tasks)),
+        "Both tuned, median over tasks of steps to AdamW's final validation loss at most "
+        f"{LARGEST_STEPS_RATIO} of AdamW's",
+        verdict(complete and not middle <= LARGEST_STEPS_RATIO, len(known), len(results.tasks)),
         f"median {said}: " + _list(known, ".2f"),
     )
 

@@ -67,12 +67,11 @@ def panels(results: Results, draw: Callable[[Axes, str], None], x: str, y: str) 
         handles |= dict(zip(labels, found, strict=True))
     order = [name for name in results.optimizers if name in handles]
     if order:
-        across = 4 if size[0] < 8 else len(order)
         figure.legend(
             [handles[name] for name in order],
             order,
             loc="outside lower center",
-            ncols=across,
+            ncols=4 if size[0] < 8 else len(order),
             frameon=False,
             fontsize=9,
         )

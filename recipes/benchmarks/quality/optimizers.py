@@ -137,8 +137,8 @@ OPTIMIZERS: dict[str, Entry] = {
         _adamw,
         "torch",
         by_family(5e-5, 1e-3),
-        "5e-5: default of Hugging Face's Trainer, within BERT's 2e-5 to 5e-5; LoRA 5e-4: Hu et al. 2022; 1e-3: torch's "
-        "default. fused=True.",
+        "5e-5: default of Hugging Face's Trainer, within BERT's 2e-5 to 5e-5; LoRA 5e-4: Hu et al. 2022 use 4e-4 and "
+        "5e-4; 1e-3: torch's default. fused=True.",
     ),
     "arturo": Entry(
         _arturo,

@@ -16,7 +16,9 @@ from recipes.benchmarks.quality.optimizers import OPTIMIZERS, Entry, grid_lr, ro
 from recipes.benchmarks.quality.records import Key, Record, key, score
 from recipes.benchmarks.quality.tasks.base import Task
 
-STAGES = ("tune", "seeds", "bar", "fresh")
+#: Stages of a plan, and what their records say they were for.
+PURPOSES = {"tune": "tune", "seeds": "seed", "bar": "bar", "fresh": "fresh"}
+STAGES = tuple(PURPOSES)
 TUNING_SEED = 0
 #: Learning rates every optimizer may try, and how many more while its best is the outermost of them.
 BUDGET = 5
@@ -126,7 +128,7 @@ class Plan:
         losses = grid_losses([record for record in records if record["digest"] == code], task, name, entry)
 
         def planned(lr: float, seed: int) -> Planned:
-            return Planned(task.name, name, rounded(lr), seed, stage.removesuffix("s"), code)
+            return Planned(task.name, name, rounded(lr), seed, PURPOSES[stage], code)
 
         open_points = next_points(losses, self.budget, self.extension)
         if stage == "tune":
@@ -138,13 +140,9 @@ class Plan:
             for seed in self.seeds if stage == "seeds" else self._fresh(name):
                 for k in reversed(points):
                     yield planned(grid_lr(entry, task.family, k), seed)
-        else:
-            if name in FIRST:
-                for seed in self.seeds:
-                    yield planned(task.default_lr, seed)
-            if name in NEIGHBOURS_OF and losses and not open_points:
-                for k in (best_point(losses) + 1, best_point(losses) - 1):
-                    yield planned(grid_lr(entry, task.family, k), NEIGHBOUR_SEED)
+        elif name in NEIGHBOURS_OF and losses and not open_points:
+            for k in (best_point(losses) + 1, best_point(losses) - 1):
+                yield planned(grid_lr(entry, task.family, k), NEIGHBOUR_SEED)
 
     def _fresh(self, name: str) -> Sequence[int]:
         return [seed for seed in self.fresh if seed not in self.seeds] if name in FIRST else []

@@ -11,15 +11,15 @@ from recipes.benchmarks.quality.records import Record, score
 
 def line(record: Record) -> str:
     """One finished run in a line."""
-    name = f"{record['task']:<14} {record['optimizer']:<13} lr {record['lr']:<9.3g} seed {record['seed']} "
-    name += f"({record['purpose']})"
+    run = f"{record['task']:<14} {record['optimizer']:<13} lr {record['lr']:<9.3g} seed {record['seed']} "
+    run += f"({record['purpose']})"
     if reason := record.get("diverged"):
-        return f"{name}: diverged, {reason}"
+        return f"{run}: diverged, {reason}"
     if reason := record.get("failed"):
-        return f"{name}: FAILED, {reason}"
+        return f"{run}: FAILED, {reason}"
     validation, test = score(record, "validation", "loss"), score(record, "test", "loss")
     accuracy = score(record, "test", "accuracy")
-    return f"{name}: validation {validation:.4f}, test {test:.4f} ({accuracy:.1%}), {record['total_s']:.0f} s"
+    return f"{run}: validation {validation:.4f}, test {test:.4f} ({accuracy:.1%}), {record['total_s']:.0f} s"
 
 
 class Progress:

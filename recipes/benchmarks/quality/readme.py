@@ -44,7 +44,10 @@ def summary(results: Results) -> str:
         "time",
     )
     lines = table(titles, rows)
-    lines += [f"* {bar.verdict}: {bar.claim}." for bar in bars(results)]
+    lines += [
+        f"* {bar.verdict}: {bar.claim}" + (f"; {bar.evidence}." if bar.verdict == "fail" else ".")
+        for bar in bars(results)
+    ]
     shown = [name for name in OPTIMIZERS if name in peers]
     lines += ["", f"Others: {', '.join(shown) or 'not run yet'}."]
     return "\n".join(lines)

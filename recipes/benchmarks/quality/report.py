@@ -10,8 +10,8 @@ from pathlib import Path
 
 from recipes.benchmarks.quality import records as store
 from recipes.benchmarks.quality.analysis import BASELINE, Estimate, Results
-from recipes.benchmarks.quality.bars import OURS, bars, compare
-from recipes.benchmarks.quality.optimizers import OPTIMIZERS
+from recipes.benchmarks.quality.bars import OURS, at_default, bars, compare, seed_sets, tuned
+from recipes.benchmarks.quality.optimizers import FAMILIES, OPTIMIZERS
 from recipes.benchmarks.quality.plan import BUDGET, EXTENSION, FRESH_SEEDS
 from recipes.benchmarks.quality.records import failed
 from recipes.benchmarks.quality.tasks import TASKS
@@ -53,19 +53,16 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def overview(results: Results, which: str, part: str = "test") -> list[str]:
-    """Final losses, tasks down and optimizers across; the lowest of a task in bold."""
+def overview(results: Results, which: str, part: str = "test", score: str = "loss") -> list[str]:
+    """Final scores, tasks down and optimizers across; the best of a task in bold."""
+    best_of, form = (min, ".4f") if score == "loss" else (max, ".3f")
     rows = []
     for task in results.tasks:
-        found = [results.final(task, name, which, part=part) for name in results.optimizers]
-        lowest = min((value.mean for value in found if value.seeds), default=math.nan)
-        texts = [with_error(value) for value in found]
+        found = [results.final(task, name, which, score, part) for name in results.optimizers]
+        best = best_of((value.mean for value in found if math.isfinite(value.mean)), default=math.nan)
+        texts = [with_error(value, form) for value in found]
         rows.append(
-            [task]
-            + [
-                f"**{text}**" if value.seeds and value.mean == lowest and math.isfinite(lowest) else text
-                for text, value in zip(texts, found, strict=True)
-            ]
+            [task] + [f"**{text}**" if value.mean == best else text for text, value in zip(texts, found, strict=True)]
         )
     return table(["task", *results.optimizers], rows)
 
@@ -79,6 +76,7 @@ COLUMNS = (
     "default lr",
     "test loss at default",
     "accuracy at default",
+    "ECE at default",
     "steps to AdamW's loss at default",
     "wall time / AdamW's",
     "CPU time / AdamW's",
@@ -97,7 +95,7 @@ def row(results: Results, task: str, name: str) -> list[str]:
     cells += [with_error(results.final(task, name, "best", score), ".3f") for score in ("accuracy", "ece")]
     cells += [steps_text(results.steps_ratio(task, name, "best")), number(results.default_lr(task, name))]
     cells += [with_error(results.final(task, name, "default"))]
-    cells += [with_error(results.final(task, name, "default", "accuracy"), ".3f")]
+    cells += [with_error(results.final(task, name, "default", score), ".3f") for score in ("accuracy", "ece")]
     cells += [steps_text(results.steps_ratio(task, name, "default"))]
     # Other work on the machine lengthens wall times, and never shortens them.
     cells += [number(results.time_ratio(task, name, "wall_s", min), ".2f")]
@@ -146,7 +144,10 @@ def markdown(results: Results) -> str:
     lines += ["## Test loss at the untouched default learning rate", "", *overview(results, "default")]
     lines += ["## Final validation loss, tuned", "", *overview(results, "best", "validation")]
     lines += ["## Final validation loss at the untouched default learning rate", ""]
-    lines += [*overview(results, "default", "validation"), *confirmation(results)]
+    lines += overview(results, "default", "validation")
+    lines += ["## Final validation accuracy, tuned", "", *overview(results, "best", "validation", "accuracy")]
+    lines += ["## Final validation accuracy at the untouched default learning rate", ""]
+    lines += [*overview(results, "default", "validation", "accuracy"), *confirmation(results)]
     lines += ["## Each task", ""]
     for task in results.tasks:
         names = [name for name in results.optimizers if results.runs(task, name)]
@@ -158,9 +159,9 @@ def markdown(results: Results) -> str:
         lines += ["Final validation loss in tuning (seed 0):", "", *lr_table(results, task)]
     lines += ["## Default learning rates", ""]
     lines += table(
-        ["optimizer", "fine-tuning, LoRA", "from scratch", "source"],
+        ["optimizer", *FAMILIES, "source"],
         [
-            [name, number(entry.default["fine-tuning"]), number(entry.default["from scratch"]), entry.why]
+            [name, *(number(entry.default[family]) for family in FAMILIES), entry.why]
             for name, entry in OPTIMIZERS.items()
         ],
     )
@@ -194,6 +195,21 @@ def confirmation(results: Results) -> list[str]:
         "seeds 1 to 3 had been seen on the way to it (lab notebook). The other tables and the bars use all seeds.",
         "",
         *table(["task", *titles], rows),
+        *apart(results),
+    ]
+
+
+def apart(results: Results) -> list[str]:
+    """Two bars on each set of seeds alone: what the verdict on all of them hides."""
+    if not (sets := seed_sets(results)):
+        return []
+    rows = [[bar.claim, said, bar.verdict, bar.evidence] for check in (at_default, tuned)
+            for said, seeds in sets.items() for bar in [check(results, seeds)]]  # fmt: skip
+    return [
+        "The bars that rest on these losses, on each set of seeds alone (when the second was added, and why: last part of "
+        "the lab notebook).",
+        "",
+        *table(["bar", "seeds", "verdict", "evidence"], rows),
     ]
 
 
@@ -206,7 +222,8 @@ def heading(results: Results) -> list[str]:
         "outermost of them. (edge): it still is, and a better one may lie beyond. "
         "Losses are negative log-likelihoods in nats (language models: a token). "
         f"Steps to AdamW's loss: where the mean validation curve first reaches the final one of {BASELINE}, over the "
-        "steps AdamW itself takes to it. A dash is a run not done yet. CPU times are fair to all: memory once "
+        "steps AdamW itself takes to it. A dash among tuning losses is a rate that the tuning did not come to, "
+        "elsewhere a run not done yet. CPU times are fair to all: memory once "
         "used is kept by the process, without which IVON's steps on MiniLM take twice as long (AdamW's and arTuRO's "
         "as long as with it). Other work ran beside many runs: the ratio of wall times is of the shortest run of each, "
         "and the milliseconds are CPU time.",
@@ -238,6 +255,8 @@ def environment(results: Results) -> list[str]:
     for record in results.records:
         for package, version in record.get("versions", {}).items():
             versions.setdefault(package, []).append(version)
+    commits = [str(record.get("commit")) for record in results.records]
+    changed = sum(commit.endswith("+") for commit in commits)
     return [
         "## Environment",
         "",
@@ -255,7 +274,13 @@ def environment(results: Results) -> list[str]:
             for name, code in results.code.items()
         ),
         *(f"- {package} {counted(found)}" for package, found in sorted(versions.items())),
-        f"- commit {counted([str(record.get('commit')) for record in results.records])}",
+        f"- commit {counted(commits)}"
+        + (
+            f"; + are {changed} runs of code with changes not committed yet, told apart by its digest"
+            if changed
+            else ""
+        )
+        + ".",
         f"- {counted([str(record.get('cpu')) for record in results.records])}, one thread a run.",
     ]
 

@@ -67,6 +67,7 @@ class Grid:
     executor: Callable[[int], Executor] = processes
     work: Callable[[Planned], Record] = work
     unavailable: dict[str, str] = field(default_factory=dict)  # task: why it could not be made
+    records: list[Record] = field(default_factory=list, init=False)  # of the file, and of the runs done since
 
     def carry_out(self, progress: Progress) -> bool:
         """Run until nothing is left (True), time is up or Ctrl-C (False)."""

@@ -15,8 +15,6 @@ from torch.nn import functional
 Family = Literal["fine-tuning", "lora", "from scratch"]
 HELD_OUT = ("validation", "test")
 CALIBRATION_BINS = 15
-#: AdamW's: the Trainer's default; ten times that for LoRA (E. Hu et al., ICLR 2022, use 4e-4 and 5e-4); torch's.
-DEFAULT_LR: dict[Family, float] = {"fine-tuning": 5e-5, "lora": 5e-4, "from scratch": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -107,11 +105,6 @@ class Task:
         length = f"{self.steps} steps" + ("" if self.passes is None else f" ({self.passes:.2g} passes over the data)")
         clipping = "no clipping" if self.clip is None else f"gradients clipped at norm {self.clip:g}"
         return f"{length}, {self.warmup} of warm-up, {self.decay} decay to 0, {clipping}"
-
-    @property
-    def default_lr(self) -> float:
-        """The learning rate that users of AdamW start from in this family."""
-        return DEFAULT_LR[self.family]
 
     def factor(self, step: int) -> float:
         """What the learning rate of `step` (from 0) is multiplied with: up to 1, then down to 0 at `steps`.
