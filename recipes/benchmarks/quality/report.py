@@ -206,8 +206,8 @@ def apart(results: Results) -> list[str]:
     rows = [[bar.claim, said, bar.verdict, bar.evidence] for check in (at_default, tuned)
             for said, seeds in sets.items() for bar in [check(results, seeds)]]  # fmt: skip
     return [
-        "The bars that rest on these losses, on each set of seeds alone (when the second was added, and why: last part of "
-        "the lab notebook).",
+        "The bars that rest on these losses, on each set of seeds alone (when the second was added, and why: last part "
+        "of the lab notebook).",
         "",
         *table(["bar", "seeds", "verdict", "evidence"], rows),
     ]
