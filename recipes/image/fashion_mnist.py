@@ -36,8 +36,8 @@ FILES = {
 FETCH = "python -m recipes.image.fashion_mnist"
 
 
-def folder(fetch_with: str = FETCH) -> Path:
-    """Where the four files are; an InputError that says how to get them, by this command, if they are nowhere."""
+def folder() -> Path:
+    """Where the four files are; an InputError that says how to get them if they are nowhere."""
     given = os.environ.get(VARIABLE)
     places = [Path(given)] if given else [SYSTEM_FOLDER, OWN_FOLDER]
     for place in places:
@@ -45,7 +45,7 @@ def folder(fetch_with: str = FETCH) -> Path:
             return place
     looked = " and ".join(map(str, places))
     raise InputError(
-        f"Fashion-MNIST is not in {looked}; run: {fetch_with} (Debian or Ubuntu), or set {VARIABLE} to a folder with "
+        f"Fashion-MNIST is not in {looked}; run: {FETCH} (Debian or Ubuntu), or set {VARIABLE} to a folder with "
         f"{', '.join(FILES.values())}"
     )
 

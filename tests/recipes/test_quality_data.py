@@ -100,7 +100,7 @@ def test_parts_of_the_images(small_fashion):
 @pytest.mark.parametrize("name", ["fashion-cnn", "fashion-vit"])
 def test_missing_images_name_the_fix(monkeypatch, tmp_path, name):
     monkeypatch.setenv(files.VARIABLE, str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match=r"nowhere.*python -m recipes\.benchmarks\.quality\.tasks\.fashion"):
+    with pytest.raises(InputError, match=r"nowhere.*python -m recipes\.image\.fashion_mnist"):
         TASKS[name].make(0)
 
 
@@ -109,10 +109,10 @@ def test_images_are_found_in_the_working_directory(monkeypatch, tmp_path):
     monkeypatch.setattr(files, "SYSTEM_FOLDER", tmp_path / "none")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="ARTURO_FASHION_MNIST"):
-        fashion.folder()
+        files.folder()
     (tmp_path / files.OWN_FOLDER).mkdir(parents=True)
     write_fashion(tmp_path / files.OWN_FOLDER, 3, 3)
-    assert fashion.folder() == files.OWN_FOLDER
+    assert files.folder() == files.OWN_FOLDER
 
 
 def test_incomplete_and_foreign_images_are_refused(monkeypatch, tmp_path):
@@ -155,7 +155,7 @@ def test_fetching_without_apt_or_with_a_failing_one_names_the_fix(monkeypatch, t
 
 def test_real_images():
     try:
-        images = fashion.fashion_mnist(fashion.folder().resolve())
+        images = fashion.fashion_mnist(files.folder().resolve())
     except InputError as error:
         pytest.skip(f"needs the data: {error}")
     assert len(images.parts["train"][0]) == 50_000

@@ -1,6 +1,6 @@
 """fashion-cnn and fashion-vit: Fashion-MNIST with the paper's CNN and with a small vision transformer.
 
-    python -m recipes.benchmarks.quality.tasks.fashion     # gets the data: Debian's dataset-fashion-mnist, without root
+    python -m recipes.image.fashion_mnist     # gets the data: Debian's dataset-fashion-mnist, without root
 
 Data: H. Xiao, K. Rasul and R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
 Algorithms", 2017. The test part is the first rows of its test file, the validation part the last rows of its
@@ -24,8 +24,6 @@ from recipes.image.fashion_mnist import FILES, read_idx
 from recipes.image.networks import small_cnn
 from recipes.text.errors import InputError
 
-FETCH = "python -m recipes.benchmarks.quality.tasks.fashion"
-
 CLASSES = 10
 TRAIN = 50_000
 VALIDATION, TEST = 1000, 4000
@@ -34,11 +32,6 @@ BATCH = 64
 HELD_OUT_BATCH = 250
 CNN_STEPS, VIT_STEPS = 250, 400
 PATCH, WIDTH, LAYERS, HEADS = 7, 64, 3, 4
-
-
-def folder() -> Path:
-    """Where the four files are; an InputError that says how to get them if they are nowhere."""
-    return files.folder(fetch_with=FETCH)
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ def fashion_mnist(place: Path) -> Images:
     read = {what: read_idx(content) for what, content in contents.items()}
     images, classes = read["train images"], read["train classes"].long()
     if len(images) < TRAIN + VALIDATION or len(images) != len(classes):
-        raise InputError(f"the Fashion-MNIST in {place} is not complete; get it anew: {FETCH}")
+        raise InputError(f"the Fashion-MNIST in {place} is not complete; get it anew: {files.FETCH}")
     parts = {
         "train": (images[:TRAIN], classes[:TRAIN]),
         "validation": (images[-VALIDATION:], classes[-VALIDATION:]),
@@ -69,7 +62,7 @@ class Fashion(Problem):
     """A batch is (images, classes): (rows, 1, 28, 28) float, standardised, and (rows,) int64."""
 
     def __init__(self, network: Callable[[], nn.Module], steps: int, seed: int) -> None:
-        self.images = fashion_mnist(folder().resolve())
+        self.images = fashion_mnist(files.folder().resolve())
         self.steps = steps
         self.seed = seed
         self.examples = TRAIN
@@ -136,7 +129,3 @@ TASKS = (
     task("fashion-cnn", CNN_STEPS, small_cnn, "the paper's CNN (390 k)"),
     task("fashion-vit", VIT_STEPS, VisionTransformer, f"vision transformer ({LAYERS} x {WIDTH}, patches of {PATCH})"),
 )
-
-
-if __name__ == "__main__":
-    files.main()
