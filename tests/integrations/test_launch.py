@@ -77,6 +77,9 @@ def main():
     }
     with open(os.path.join(args.output_dir, f"report-{args.process_index}.json"), "w") as file:
         json.dump(report, file)
+    if torch.distributed.is_initialized():
+        # Left to the interpreter's end, gloo's threads abort the process now and then (pytorch issue 190489).
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
