@@ -203,8 +203,11 @@ def apart(results: Results) -> list[str]:
     """Two bars on each set of seeds alone: what the verdict on all of them hides."""
     if not (sets := seed_sets(results)):
         return []
-    rows = [[bar.claim, said, bar.verdict, bar.evidence] for check in (at_default, tuned)
-            for said, seeds in sets.items() for bar in [check(results, seeds)]]  # fmt: skip
+    rows = []
+    for check in (at_default, tuned):
+        for said, seeds in sets.items():
+            bar = check(results, seeds)
+            rows.append([bar.claim, said, bar.verdict, bar.evidence])
     return [
         "The bars that rest on these losses, on each set of seeds alone (when the second was added, and why: last part "
         "of the lab notebook).",
@@ -275,11 +278,7 @@ def environment(results: Results) -> list[str]:
         ),
         *(f"- {package} {counted(found)}" for package, found in sorted(versions.items())),
         f"- commit {counted(commits)}"
-        + (
-            f"; + are {changed} runs of code with changes not committed yet, told apart by its digest"
-            if changed
-            else ""
-        )
+        + (f"; {changed} runs (+) of code not committed yet, told apart by its digest" if changed else "")
         + ".",
         f"- {counted([str(record.get('cpu')) for record in results.records])}, one thread a run.",
     ]
