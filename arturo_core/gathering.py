@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from arturo_core import learning_rate, reductions, sharding, weight_scale
+from arturo_core.contexts import is_readable
 from arturo_core.kernels.chunks import Chunk, Source
 from arturo_core.options import Options
 from arturo_core.reductions import Reduction
-from arturo_core.state import table
+from arturo_core.state import holds, table
 
 Groups = Sequence[Mapping[str, Any]]
 State = Mapping[Tensor, Mapping[str, Any]]
@@ -25,7 +26,8 @@ def gather(groups: Groups, state: State, moving: Sequence[int], reduction: Reduc
     found = []
     for index in moving:
         for param in groups[index]["params"]:
-            held = state.get(param) or {}
+            if not holds(held := state.get(param), options):
+                continue
             found += [
                 Source(
                     theta=theta,
@@ -35,7 +37,7 @@ def gather(groups: Groups, state: State, moving: Sequence[int], reduction: Reduc
                     group=index,
                     layout=reduction.number[id(param)],
                 )
-                for theta, grad, *statistics in sharding.parts(param, [held[name] for name in names if held])
+                for theta, grad, *statistics in sharding.parts(param, [held[name] for name in names])
             ]
     return found
 
@@ -71,13 +73,13 @@ def survey(
             step is skipped instead: reading them would wait for it.
     """
     sized = options.noise == "adaptive" and options.trust_region == "rms"
-    held = [[param for param in groups[index]["params"] if state.get(param)] for index in moving] if sized else []
+    held = [[param for param in groups[index]["params"] if holds(state.get(param), options)] for index in moving]
     pace = [_pace(groups, home)] if reduction.distributed else []
     rows = []
     for number in range(len(reduction.layouts)):
         sums = [
             weight_scale.sums([param for param in params if reduction.number[id(param)] == number], home)
-            for params in held
+            for params in (held if sized else ())
         ]
         unusable = reductions.unusable([chunk.grad for chunk in chunks if chunk.layout == number], home)
         present = torch.full_like(unusable, any(chunk.layout == number for chunk in chunks))
@@ -88,7 +90,7 @@ def survey(
         count, total, squares = found[-3:].unbind()
         # Of ranks that agree, the variance is rounding; of a rate that is not finite it is no number, and not larger.
         differ = count * squares - total * total > 4096 * torch.finfo(found.dtype).eps * total * total
-        if home.type == "cpu" and bool(differ):
+        if is_readable(differ) and bool(differ):
             raise ValueError(
                 "Arturo: ranks that hold parts of one model differ in their learning rates. Give all of them the same, "
                 "also where a scheduler follows a metric: reduce it over the ranks first."
@@ -98,7 +100,7 @@ def survey(
     if sized:
         rates = [learning_rate.scalar(groups[index]["lr"], home) for index in moving]
         relative = weight_scale.radius(found[2 : 2 + 2 * len(moving)].unflatten(0, (-1, 2)), rates)
-    return Survey(relative, ok.to(found), home.type == "cpu" and not bool(found[1]))
+    return Survey(relative, ok.to(found), is_readable(found) and not bool(found[1]))
 
 
 def _pace(groups: Groups, home: torch.device) -> Tensor:

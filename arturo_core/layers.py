@@ -17,7 +17,8 @@ from arturo_core import bookkeeping, learning_rate, readings, sharding
 from arturo_core.optimizer import Arturo
 from arturo_core.options import CURVATURE_RANGE
 from arturo_core.reductions import Reduction
-from arturo_core.state import table
+from arturo_core.sharding import takes_part
+from arturo_core.state import holds, table
 from arturo_core.trust_region import wide_dtype
 
 #: A weight's curvature has been learned where it is more than this away from its prior, relatively.
@@ -112,14 +113,14 @@ class LayerWatch:
     def _copy(self, *_: Any) -> None:
         if self._armed:
             params = (param for group in self._optimizer.param_groups for param in group["params"])
-            self._before = {param: self._weights(param) for param in params}
+            self._before = {param: self._weights(param) for param in params if takes_part(param)}
 
     def _weights(self, param: Tensor) -> _Weights:
         theta = [run.clone() for run in sharding.runs(param, param)]
         if self._optimizer._options.noise == "adaptive":
             return _Weights(theta, None)  # λ is tied to the curvature, and the same after the step
         held = self._optimizer.state.get(param)
-        if held:
+        if held is not None and holds(held, self._optimizer._options):
             return _Weights(theta, [run.clone() for run in sharding.runs(held["precision"], param)])
         return _Weights(theta, [torch.full_like(run, 1.0 / self._optimizer._options.init_variance) for run in theta])
 
@@ -142,7 +143,7 @@ class LayerWatch:
         sums = torch.zeros((len(reduction.layouts), len(names), 7), dtype=dtype, device=home)
         for group in groups:
             for param in group["params"]:
-                if self._optimizer.state.get(param) and param in before:
+                if param in before and holds(self._optimizer.state.get(param), self._optimizer._options):
                     here = self._sums(param, before[param], group).to(home, dtype)
                     sums[reduction.number[id(param)], row[own[id(param)]]] += here
         self._found = (names, reduction.sum(sums), self._calls())

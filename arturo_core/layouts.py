@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -148,10 +148,27 @@ def check_step(groups: Iterable[dict[str, Any]]) -> None:
 _LEAVES_PARAMETERS_ALONE = ("deepspeed.runtime.engine", "deepspeed.runtime.lr_schedules", "deepspeed.runtime.utils")
 
 
-def check_gradient(grad: Tensor) -> None:
-    """Raise ``RuntimeError`` for gradients that are not dense."""
+def check_gradient(param: Tensor, which: Callable[[], str]) -> None:
+    """Refuse gradients that no step could use; ``which`` names the parameter.
+
+    Raises:
+        RuntimeError: the gradient is not dense, or on another device.
+        ValueError: it has another shape than its parameter.
+    """
+    grad = param.grad
+    assert grad is not None
     if grad.layout != torch.strided:
         raise RuntimeError(
-            "Arturo does not support sparse gradients: the filter's belief about a weight changes in every step, with "
-            "or without a gradient. Build the embedding with sparse=False."
+            f"Arturo does not support sparse gradients (parameter {which()}): the filter's belief about a weight "
+            "changes in every step, with or without a gradient. Build the embedding with sparse=False."
+        )
+    if grad.shape != param.shape:
+        raise ValueError(
+            f"Arturo: parameter {which()} has shape {tuple(param.shape)}, and its gradient {tuple(grad.shape)}: its "
+            "data were exchanged after the backward pass. Call zero_grad() and backward() again."
+        )
+    if grad.device != param.device:
+        raise RuntimeError(
+            f"Arturo: parameter {which()} is on {param.device}, and its gradient on {grad.device}. Move the model "
+            "before the backward pass, or call zero_grad() and backward() again."
         )

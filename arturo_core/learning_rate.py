@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arturo_core.contexts import is_readable
 from arturo_core.options import LENGTH_PER_LR, RADIUS_PER_LR, SHORTEST_LENGTH, Options
 from arturo_core.stepping import GroupRates
 from arturo_core.trust_region import wide_dtype
@@ -74,7 +75,7 @@ def _length(longest: Tensor, peak: Tensor, options: Options) -> Tensor:
 
 def known(lr: float | Tensor) -> bool:
     """Whether lr can be read without waiting for a device (or breaking a graph that is being compiled)."""
-    return not isinstance(lr, Tensor) or (lr.device.type == "cpu" and not torch.compiler.is_compiling())
+    return not isinstance(lr, Tensor) or is_readable(lr)
 
 
 def stands_still(lr: float | Tensor) -> bool:

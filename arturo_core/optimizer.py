@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from arturo_core import agreement, bookkeeping, gathering, learning_rate, readings, sharding, stepping
+from arturo_core import agreement, bookkeeping, gathering, learning_rate, readings, sharding, stepping, transaction
 from arturo_core import diagnostics as reporting
-from arturo_core.kernels import compiled, eager
+from arturo_core.kernels import compiled, eager, reference
 from arturo_core.kernels.chunks import chunks
 from arturo_core.layouts import check_caller, check_gradient, check_layout, check_parameter, check_step
+from arturo_core.names import name_of
 from arturo_core.options import (
     PAPER,
     PAPER_KL_BOUND,
@@ -22,8 +25,10 @@ from arturo_core.options import (
 )
 from arturo_core.persistence import Persistent
 from arturo_core.reductions import Reduction
-from arturo_core.state import allocate
+from arturo_core.sharding import takes_part
+from arturo_core.state import allocate, check_held, forget, holds
 from arturo_core.stepping import Step
+from arturo_core.transaction import Journal
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -59,7 +64,7 @@ class Arturo(Persistent):
             gradients agree (lr × the RMS of ĝ/(sσ), if that is more), and bounded in proportion to the weights of
             two and more dimensions (:mod:`arturo_core.weight_scale`): an lr whose peak asks for more counts as the
             largest that does not, and falls with its schedule. The peak is the largest lr of a step so far; an lr set
-            back by hand goes on as the end of a schedule unless the group's ``peak_lr`` and ``length`` are set to 0.
+            back by hand goes on as the end of a schedule until :meth:`restart_schedule` is called.
             With "kl" the bound ε in nats. A float or a 1-element
             tensor; 0 freezes a group.
         weight_decay: decoupled, as AdamW's: θ ← θ − lr·weight_decay·θ before the step.
@@ -145,6 +150,7 @@ class Arturo(Persistent):
         self._agreed = None
         self._lost_process_group = False
         self._report = None
+        self._torn = False
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
         check_group(defaults, self._options)
         super().__init__(params, defaults)
@@ -219,10 +225,9 @@ class Arturo(Persistent):
         group = self.param_groups[-1]
         try:
             check_group(group, self._options)
-            for index, param in enumerate(group["params"]):
-                names = group.get("param_names")
-                check_parameter(param, names[index] if names else f"number {index} of the group")
-                check_layout(param, self._process_group)
+            for param in group["params"]:
+                if takes_part(param):
+                    self._check_parameter(param)
             if len({id(param) for param in group["params"]}) != len(group["params"]):
                 raise ValueError(
                     "Arturo: a parameter appears twice in one group. Pass each parameter once (tied weights are one "
@@ -231,8 +236,31 @@ class Arturo(Persistent):
         except (ValueError, TypeError):
             self.param_groups.pop()
             raise
-        bookkeeping.complete(group, bookkeeping.first(self.param_groups))
+        bookkeeping.complete(group, bookkeeping.first(self.param_groups), self._options)
         self._agreed = None
+
+    def _check_parameter(self, param: Tensor) -> None:
+        check_parameter(param, name_of(self.param_groups, param))
+        check_layout(param, self._process_group)
+
+    def restart_schedule(self, *, keep_statistics: bool = True) -> None:
+        """Begin a new learning-rate schedule: forget the largest learning rate so far, and the length ℓ with it.
+
+        A learning rate below the largest so far counts as the end of a schedule: the trust radius shrinks with it, and
+        the filter averages over more steps. Call this before a second schedule whose peak is lower: after a
+        learning-rate sweep, between the stages of a training, or where lr was once far too large.
+
+        Args:
+            keep_statistics: keep what has been learned of gradients, noise and curvature. False forgets that too, as
+                for other data or other weights; the counters of :meth:`diagnostics` go on.
+        """
+        if (wrapped := self._wrapped()) is not None:
+            return wrapped.restart_schedule(keep_statistics=keep_statistics)
+        for group in self.param_groups:
+            bookkeeping.forget_schedule(group, not keep_statistics)
+        if not keep_statistics:
+            for held in self.state.values():
+                forget(held, self._options)
 
     def split_over(self, process_group: ProcessGroup | DeviceMesh | None) -> None:
         """Take sums over the ranks of a group from the next step on.
@@ -247,7 +275,8 @@ class Arturo(Persistent):
             return wrapped.split_over(process_group)
         for group in self.param_groups:
             for param in group["params"]:
-                check_layout(param, process_group)
+                if takes_part(param):
+                    check_layout(param, process_group)
         self._process_group = process_group
         self._agreed = None
         self._lost_process_group = False
@@ -275,13 +304,22 @@ class Arturo(Persistent):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse; the optimizer was unpickled and has lost its ``process_group``.
+            RuntimeError: a gradient is sparse; the optimizer was unpickled and has lost its ``process_group``; an
+                earlier step could not be finished (:class:`arturo_core.transaction.TornStep`).
             ValueError, TypeError: an lr or weight decay was set that is negative, not finite or no number, or groups
                 differ in lr with ``trust_region="kl"``, or ranks differ in lr, options or groups (in lr the
-                step is skipped instead where parameters are on an accelerator). Nothing has changed then but what the
-                closure did.
+                step is skipped instead where parameters are on an accelerator), or a parameter's shape or device is no
+                longer that of its statistics.
+
+        Whatever is raised, also from outside as by Ctrl-C, leaves nothing half done: weights, statistics and counters
+        are as before the step, or, with more than a million weights, where the step had begun to write, as after it.
         """
         check_step(self.param_groups)
+        if self._torn:
+            raise transaction.TornStep(
+                "Arturo: an earlier step broke off in the middle; weights and statistics are a mixture of two steps. "
+                "Load the last checkpoint of both."
+            )
         if self._lost_process_group:
             raise RuntimeError(
                 "Arturo: this optimizer was pickled with a process_group, which cannot be pickled. Call "
@@ -291,18 +329,14 @@ class Arturo(Persistent):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            if learning_rate.known(group["lr"]):
-                check_group(group, self._options)
-        self._check_gradients()
-        self._allocate()
+        taking_part = self._check()
+        self._allocate(taking_part)
         moving = [index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])]
         if not moving:
             return loss
         home = self._home()
         options = self._options
-        params = (param for group in self.param_groups for param in group["params"])
-        reduction = Reduction.over(params, sharding.process_groups(self._process_group))
+        reduction = Reduction.over(taking_part, sharding.process_groups(self._process_group))
         sources = gathering.gather(self.param_groups, self.state, moving, reduction, options)
         if not sources and not reduction.distributed:
             return loss
@@ -323,32 +357,61 @@ class Arturo(Persistent):
             home=home,
             reduction=reduction,
         )
-        first = bookkeeping.first(self.param_groups)
-        if options.noise == "fixed":
-            self._report, level = stepping.full_step(step), None
-        else:
-            self._report, level = stepping.compact_step(step, learning_rate.scalar(first["level"], home))
-        step.count_updates()
-        bookkeeping.after_step(self.param_groups, step.ok, level, rates)
+        level = learning_rate.scalar(bookkeeping.first(self.param_groups)["level"], home)
+        attempts = [step, step, replace(step, passes=reference)]
+        held = sum(source.theta.numel() for source in sources)
+        try:
+            transaction.carry_out(
+                [partial(self._take, attempt, level) for attempt in attempts], undoable=held <= transaction.UNDOABLE
+            )
+        except transaction.TornStep:
+            self._torn = True
+            raise
         return loss
 
-    def _check_gradients(self) -> None:
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    check_gradient(param.grad)
+    def _take(self, step: Step, level: Tensor, journal: Journal) -> None:
+        """All of a step that changes anything."""
+        outcome = stepping.take(step, level, journal)
+        bookkeeping.after_step(self.param_groups, step.ok, outcome, step.rates, journal)
+        self._report = outcome.report
 
-    def _allocate(self) -> None:
-        """State for every trainable parameter, with or without a gradient: checkpoints then never lack a key."""
+    def _check(self) -> list[Tensor]:
+        """Look for everything that can be wrong with groups, gradients and statistics, before any of it is used.
+
+        Returns:
+            The parameters that take part.
+        """
         for group in self.param_groups:
-            for param in group["params"]:
-                if not self.state.get(param) and (param.requires_grad or param.grad is not None):
-                    check_layout(param, self._process_group)
-                    self.state[param] = allocate(param, self._options)
+            bookkeeping.adopt(group)
+            if learning_rate.known(group["lr"]):
+                check_group(group, self._options)
+        taking_part = self._taking_part()
+        for param in taking_part:
+            which = partial(name_of, self.param_groups, param)
+            if param.grad is not None:
+                check_gradient(param, which)
+            held = self.state.get(param)
+            if holds(held, self._options):
+                check_held(held, param, self._options, which)
+            else:
+                self._check_parameter(param)
+        return taking_part
+
+    def _taking_part(self) -> list[Tensor]:
+        """The parameters that are trained or have been: frozen ones never matter, whatever they are."""
+        params = [param for group in self.param_groups for param in group["params"]]
+        return [param for param in params if takes_part(param) or holds(self.state.get(param), self._options)]
+
+    def _allocate(self, params: Sequence[Tensor]) -> None:
+        """State for every trainable parameter, with or without a gradient: checkpoints then never lack a key."""
+        for param in params:
+            if not holds(self.state.get(param), self._options):
+                # Others may keep entries of their own here.
+                self.state.setdefault(param, {}).update(allocate(param, self._options))
 
     def _home(self) -> torch.device:
         """Where the scalars of a step live: an accelerator if any parameter is on one; the same on all ranks."""
-        devices = [param.device for group in self.param_groups for param in group["params"]]
+        devices = [param.device for param in self._taking_part()]
         home = next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
         if self._process_group is None:
             return home
@@ -406,7 +469,8 @@ class Arturo(Persistent):
         Raises:
             KeyError: the parameter has no state yet.
         """
-        if not self.state.get(param):
+        held = self.state.get(param)
+        if not holds(held, self._options):
             raise KeyError("Arturo: this parameter has no state yet: its precision exists after the first step().")
         group = next(group for group in self.param_groups if any(param is member for member in group["params"]))
-        return readings.precision(self.state[param], group, self._options)
+        return readings.precision(held, group, self._options)

@@ -206,46 +206,76 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 
 def check_number(name: str, value: Any, meaning: str) -> float:
-    """``value`` as a finite float.
+    """``value`` as a finite float: any real number does, also a tensor or an array of one element.
 
     Raises:
-        TypeError: not a real number (strings and booleans are not).
-        ValueError: NaN or infinite.
+        TypeError: not a real number (strings, booleans and complex numbers are not).
+        ValueError: NaN, infinite or beyond the range of floats.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"Arturo: {name}={value!r} must be a number: it is {meaning}.")
-    if not math.isfinite(value):
-        raise ValueError(f"Arturo: {name}={value} must be finite: it is {meaning}.")
-    return float(value)
+    number = as_float(value)
+    if number is None:
+        raise TypeError(f"Arturo: {name}={shown(value)} must be a number: it is {meaning}.")
+    if not math.isfinite(number):
+        raise ValueError(f"Arturo: {name}={shown(value)} must be finite: it is {meaning}.")
+    return number
+
+
+def as_float(value: Any) -> float | None:
+    """A real number of any type as a float, infinite if it is too large for one; None if it is no real number."""
+    if isinstance(value, float):
+        return float(value)
+    if hasattr(value, "dtype") and hasattr(value, "item"):  # tensors, NumPy's scalars and arrays
+        size = value.numel() if isinstance(value, Tensor) else value.size
+        value = value.item() if size == 1 else None
+    if isinstance(value, (bool, str, bytes, bytearray)) or not hasattr(type(value), "__float__"):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+    except (TypeError, ValueError):
+        return None
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it, cut where it is long."""
+    try:
+        text = str(value) if isinstance(value, (float, int)) and not isinstance(value, bool) else repr(value)
+    except ValueError:  # integers of thousands of digits
+        return f"<{type(value).__name__} with too many digits>"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_group(group: dict[str, Any], options: Options) -> None:
     """Check what a parameter group may set for itself: ``lr``, ``weight_decay`` and ``maximize``.
 
-    It may repeat the optimizer's own options: ``ZeroRedundancyOptimizer`` writes its arguments into every group.
+    They are kept as plain types; a tensor ``lr`` stays one, for schedulers write into it. The group may repeat the
+    optimizer's own options: ``ZeroRedundancyOptimizer`` writes its arguments into every group.
 
     Raises:
-        ValueError, TypeError: naming the key, what was given and what is allowed.
+        ValueError, TypeError: naming the key, what was given and what is allowed. Nothing has changed then.
     """
-    lr = group["lr"]
+    given = group["lr"]
     unit = "the KL bound in nats" if options.trust_region == "kl" else "a learning rate in AdamW's units"
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1 or not (lr.is_floating_point() or lr.dtype in (torch.int32, torch.int64)):
-            raise ValueError(
-                f"Arturo: Tensor lr must be 1-element and real ({unit}); got shape {tuple(lr.shape)}, {lr.dtype}."
-            )
-        lr = float(lr)
-    lr = check_number("lr", lr, unit)
+    if isinstance(given, Tensor) and (
+        given.numel() != 1 or not (given.is_floating_point() or given.dtype in (torch.int32, torch.int64))
+    ):
+        raise ValueError(
+            f"Arturo: Tensor lr must be 1-element and real ({unit}); got shape {tuple(given.shape)}, {given.dtype}."
+        )
+    lr = check_number("lr", given, unit)
     if lr < 0.0:
         raise ValueError(f"Arturo: Invalid learning rate: {lr}. lr must be 0 (frozen) or positive: it is {unit}.")
     decay = check_number("weight_decay", group["weight_decay"], "AdamW's decoupled weight decay")
     if decay < 0.0:
         raise ValueError(f"Arturo: Invalid weight_decay value: {decay}. weight_decay must be 0 (none) or positive.")
-    if not isinstance(group["maximize"], bool):
-        raise TypeError(f"Arturo: maximize={group['maximize']!r} must be True or False.")
+    maximize = group["maximize"]
+    if type(maximize).__name__ not in ("bool", "bool_"):  # NumPy's too
+        raise TypeError(f"Arturo: maximize={shown(maximize)} must be True or False.")
     for name in (*PAPER, *_GLOBAL):
         if name in group and group[name] not in (None, getattr(options, name, None)):
             raise ValueError(
                 f"Arturo: {name} cannot differ between parameter groups, because one multiplier couples all "
                 f"parameters: give it to Arturo(..., {name}=...) instead. A group may set lr, weight_decay, maximize."
             )
+    group.update(lr=given if isinstance(given, Tensor) else lr, weight_decay=decay, maximize=bool(maximize))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from arturo_core import bookkeeping
+from arturo_core.contexts import lasting
 from arturo_core.diagnostics import Report
+from arturo_core.names import few, name_of
 from arturo_core.options import Options
-from arturo_core.state import check_saved, restore
+from arturo_core.state import check_saved, holds, restore
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,6 +32,7 @@ class Persistent(Optimizer):
         _agreed: where these ranks keep the scalars of a step, once they have agreed on that and the rest.
         _lost_process_group: whether it was pickled with a process group, which pickles cannot hold.
         _report: of the last step.
+        _torn: whether a step broke off in the middle and could be neither undone nor finished.
     """
 
     _options: Options
@@ -34,35 +40,79 @@ class Persistent(Optimizer):
     _agreed: torch.device | None
     _lost_process_group: bool
     _report: Report | None
+    _torn: bool
+
+    def state_dict(self) -> dict[str, Any]:
+        """State and parameter groups, as every ``torch.optim`` optimizer gives them.
+
+        The parameter groups are a snapshot: no later step changes them. The state's tensors are the optimizer's own, as
+        those of torch's optimizers are; ``copy.deepcopy`` keeps them as they are now.
+        """
+        if (wrapped := self._wrapped()) is not None:
+            return wrapped.state_dict()
+        found = super().state_dict()
+        for group in found["param_groups"]:
+            for key, value in group.items():
+                if isinstance(value, Tensor):
+                    group[key] = value.detach().clone()
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict exactly: statistics keep their own dtype, and nothing is shared with ``state_dict``.
 
-        A checkpoint of an older version may lack entries of the parameter groups; a warning names them.
+        A checkpoint of an older version may lack entries of the parameter groups, and one of another list of
+        parameters the state of some; a warning names them. Entries that this version does not know are kept.
 
         Raises:
-            ValueError: the state is of another mode, optimizer or parameter list. Nothing is changed then.
+            ValueError, TypeError: the state is of another mode, trust region, optimizer or parameter list, or has
+                values that no step leaves. Nothing is changed then.
         """
         if (wrapped := self._wrapped()) is not None:
             return wrapped.load_state_dict(state_dict)
         # Registered last, so it sees what the user's own hooks have made of the dictionary.
         handle = self.register_load_state_dict_pre_hook(lambda _, loaded: self._inspect(loaded))
         try:
-            super().load_state_dict(state_dict)
+            with lasting():
+                super().load_state_dict(state_dict)
         finally:
             handle.remove()
             self.__dict__.pop("_loading", None)
+        self._torn = False
 
     def _inspect(self, loaded: dict[str, Any]) -> None:
         """Check what is about to be loaded, and keep it for :meth:`__setstate__`, which torch calls at the end."""
         keys = chain.from_iterable(group["params"] for group in loaded["param_groups"])
         params = list(chain.from_iterable(group["params"] for group in self.param_groups))
         pairs = dict(zip(keys, params, strict=False))  # torch itself complains about lengths, with a better message
-        for key, saved in loaded["state"].items():
-            if key in pairs and saved:
+        state = {key: saved for key, saved in loaded["state"].items() if key in pairs}
+        foreign = all(bookkeeping.is_foreign(group) for group in loaded["param_groups"])
+        for key, saved in state.items():
+            if holds(saved, self._options) or (saved and foreign):
                 check_saved(saved, pairs[key], self._options)
+        groups = [group for group in loaded["param_groups"] if group["params"]]
+        if groups and foreign and not any(state.values()):
+            raise ValueError(
+                "Arturo: the state to load is another optimizer's: its parameter groups hold "
+                f"{', '.join(sorted({str(key) for group in groups for key in group} - {'params'}))}. Load the "
+                "checkpoint of an Arturo, or begin without one."
+            )
+        for group in groups:
+            bookkeeping.check_loaded(group, self.defaults, self._options)
         bookkeeping.warn_of_missing(loaded["param_groups"], self.defaults)
-        self._loading = [(pairs[key], saved) for key, saved in loaded["state"].items() if key in pairs]
+        self._warn_of_missing(pairs, state)
+        self._loading = [(pairs[key], saved) for key, saved in state.items()]
+
+    def _warn_of_missing(self, pairs: Mapping[Any, Tensor], state: Mapping[Any, Any]) -> None:
+        """Say which trainable parameters have no statistics in a state dict that has those of others."""
+        known = {key for key, saved in state.items() if holds(saved, self._options)}
+        lacking = [param for key, param in pairs.items() if param.requires_grad and key not in known]
+        if known and lacking:
+            names = [name_of(self.param_groups, param) for param in lacking]
+            warnings.warn(
+                f"Arturo: the state to load has no statistics of {len(names)} of {len(pairs)} parameters "
+                f"({few(names)}): they start anew.",
+                stacklevel=8,
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -71,24 +121,30 @@ class Persistent(Optimizer):
         self.__dict__.setdefault("_agreed", None)
         self.__dict__.setdefault("_lost_process_group", False)
         self.__dict__.setdefault("_report", None)
+        self.__dict__.setdefault("_torn", False)
         for param, saved in self.__dict__.pop("_loading", ()):
-            self.state[param] = restore(saved, param, self._options)
+            if holds(saved, self._options):
+                self.state[param].update(restore(saved, param, self._options))
+            # torch makes something else of text and the like.
+            self.state[param].update({k: copy.deepcopy(v) for k, v in saved.items() if not isinstance(v, Tensor)})
         # Older checkpoints lack keys; distributed checkpointing loses all those of an empty first group.
         first = bookkeeping.first(self.param_groups)
-        if "calls" not in first and self.state:
-            first["calls"] = max(int(state["step"]) for state in self.state.values())
+        held = [state for state in self.state.values() if holds(state, self._options)]
+        if "calls" not in first and held:
+            first["calls"] = max(int(state["step"]) for state in held)
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             group.setdefault("peak_lr", group["lr"])  # the best there is to know
-            bookkeeping.complete(group, first)
+            bookkeeping.complete(group, first, self._options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         if (wrapped := self._wrapped()) is not None:
             return copy.deepcopy(wrapped, memo)
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        return copied._continue(self, copy.deepcopy(self.__getstate__(), memo))
+        with lasting():
+            return copied._continue(self, copy.deepcopy(self.__getstate__(), memo))
 
     def __copy__(self) -> Self:
         if (wrapped := self._wrapped()) is not None:
@@ -112,4 +168,9 @@ class Persistent(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # A process group cannot be pickled; the last step's report is not state.
         lost = self._lost_process_group or self._process_group is not None
-        return {**super().__getstate__(), "_options": self._options, "_lost_process_group": lost}
+        return {
+            **super().__getstate__(),
+            "_options": self._options,
+            "_lost_process_group": lost,
+            "_torn": self._torn,
+        }

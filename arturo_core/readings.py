@@ -11,6 +11,7 @@ from torch import Tensor
 from arturo_core import gaussian, learning_rate, sharding
 from arturo_core.curvature import CompactBelief, compact_hessian
 from arturo_core.options import Options
+from arturo_core.state import holds, table
 
 #: Elements looked at for the quantiles, evenly spaced through all parameters.
 SAMPLE = 1 << 18
@@ -44,7 +45,7 @@ def half_spacing(groups: Sequence[Mapping[str, Any]]) -> float:
             weights = run.reshape(-1)[::stride].float()
             gap = 0.5 * torch.finfo(run.dtype).eps * torch.exp2(torch.frexp(weights).exponent.float() - 1.0)
             gaps.append(torch.where(weights == 0.0, 0.0, gap).to(gaps[0].device if gaps else gap.device))
-    found = torch.cat(gaps) if gaps else torch.zeros(0)
+    found = torch.cat(gaps) if gaps else torch.zeros(0, dtype=torch.float32, device="cpu")
     return float(found.median()) if found.numel() else 0.0
 
 
@@ -59,7 +60,7 @@ def sample(
 ) -> list[tuple[Tensor, Tensor]]:
     """Relative curvature and precision of an evenly spaced sample of this rank's weights that have been updated."""
     group_of = {param: group for group in groups for param in group["params"]}
-    held = [(param, one) for param, one in state.items() if one and param in group_of]
+    held = [(param, one) for param, one in state.items() if holds(one, options) and param in group_of]
     if not held:
         return []
     updated = torch.stack([one["step"].cpu() for _, one in held]).tolist()
@@ -68,10 +69,9 @@ def sample(
     found = []
     for param, one in held:
         part = {}
-        for name, value in one.items():
-            if value.dim() or param.dim() == 0:
-                runs = sharding.runs(value, param) or [sharding.shard(value)[:0]]
-                part[name] = torch.cat([run.reshape(-1)[::stride] for run in runs])
+        for name in (row.name for row in table(options) if not row.scalar):
+            runs = sharding.runs(one[name], param) or [sharding.shard(one[name])[:0]]
+            part[name] = torch.cat([run.reshape(-1)[::stride] for run in runs])
         relative = relative_curvature(part, options)
         if relative.numel():
             found.append((relative, precision(part, group_of[param], options)))

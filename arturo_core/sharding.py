@@ -50,6 +50,11 @@ def real_view(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def takes_part(param: Tensor) -> bool:
+    """Whether a parameter is trained, or has a gradient all the same."""
+    return param.requires_grad or param.grad is not None
+
+
 def is_plain(param: Any) -> bool:
     """Whether a parameter is a tensor like any other on one process: the common case, to be told quickly."""
     return type(param) in _PLAIN and not fsdp1.is_shard(param) and not flat.is_declared(param)

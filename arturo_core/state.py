@@ -8,16 +8,21 @@ has a last dimension of 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from arturo_core.contexts import is_fake, lasting
 from arturo_core.curvature import definite
-from arturo_core.options import Options
+from arturo_core.options import CURVATURE_RANGE, Options
 from arturo_core.sharding import fits, real_view, shard, shard_like, shard_of
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,16 @@ class StateTensor:
         meaning: what it is, with symbol and unit, as the documentation prints it.
         init: value before the first gradient, from the (real) parameter θ in the state's dtype.
         scalar: 0-dimensional float32 instead of parameter-shaped.
+        least: the smallest value that a step can leave.
+        most: the largest; values are finite in any case.
     """
 
     name: str
     meaning: str
     init: Callable[[Tensor, Options], Tensor]
     scalar: bool = False
+    least: float = -math.inf
+    most: float = math.inf
 
 
 def _constant(attribute: str) -> Callable[[Tensor, Options], Tensor]:
@@ -54,7 +63,7 @@ def _initial_cov_hh(theta: Tensor, options: Options) -> Tensor:
     return definite(c0 * (1.0 + theta * theta), c0 * theta, torch.full_like(theta, c0))
 
 
-_STEP = StateTensor("step", "steps that updated this parameter", _zeros, scalar=True)
+_STEP = StateTensor("step", "steps that updated this parameter", _zeros, scalar=True, least=0.0)
 
 #: ``noise="fixed"``: the published algorithm in the centred form (design: ĝ = r + hθ, covariance of (ĝ, h)).
 FULL = (
@@ -63,6 +72,7 @@ FULL = (
         "precision",
         "λ, precision of the Gaussian over the weight (1/weight²)",
         lambda theta, options: torch.full_like(theta, 1.0 / options.init_variance),
+        least=0.0,
     ),
     # The first gradient is added when it comes: ĝ = g₁ + h0 θ.
     StateTensor(
@@ -75,21 +85,27 @@ FULL = (
         "cov_gg",
         "variance of ĝ",
         lambda theta, options: options.init_covariance * (1.0 + theta * theta),
+        least=0.0,
     ),
     StateTensor("cov_gh", "covariance of ĝ and h", lambda theta, options: options.init_covariance * theta),
-    StateTensor("cov_hh", "variance of h", _initial_cov_hh),
+    StateTensor("cov_hh", "variance of h", _initial_cov_hh, least=0.0),
 )
 
 #: ``noise="adaptive"``: the self-calibrating compact form.
 COMPACT = (
     _STEP,
     StateTensor("gradient", "ĝ, expected gradient at the current mean (gradient units)", _zeros),
-    StateTensor("variance", "variance of ĝ in units of R, the same for every element", _ones, scalar=True),
-    StateTensor("noise", "R, variance of the gradient's noise (gradient units²)", _zeros),
+    StateTensor(
+        "variance", "variance of ĝ in units of R, the same for every element", _ones, scalar=True, least=0.0, most=1.0
+    ),
+    StateTensor("noise", "R, variance of the gradient's noise (gradient units²)", _zeros, least=0.0),
     StateTensor(
         "curvature",
         "s = h/h0, curvature relative to its prior h0 = √R/ℓ (kept in [0.1, 10])",
         _constant("init_hessian"),
+        # Narrower dtypes round the ends of the range.
+        least=0.99 * CURVATURE_RANGE[0],
+        most=1.01 * CURVATURE_RANGE[1],
     ),
     StateTensor("displacement", "D, recent displacement, forgotten at the filter's rate (weight units)", _zeros),
 )
@@ -100,6 +116,17 @@ def table(options: Options) -> tuple[StateTensor, ...]:
     return FULL if options.noise == "fixed" else COMPACT
 
 
+def holds(held: Mapping[str, Any] | None, options: Options) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a parameter's state has statistics in it; others may keep entries of their own beside them."""
+    return held is not None and any(row.name in held for row in table(options) if not row.scalar)
+
+
+def forget(held: dict[str, Any], options: Options) -> None:
+    """Take the statistics out of a parameter's state, and leave the entries of others."""
+    for row in table(options):
+        held.pop(row.name, None)
+
+
 def state_dtype(param: Tensor, options: Options) -> torch.dtype:
     """Dtype of a parameter's state and of all arithmetic on it: never narrower than the parameter."""
     return torch.promote_types(param.dtype.to_real(), options.state_dtype)
@@ -107,43 +134,45 @@ def state_dtype(param: Tensor, options: Options) -> torch.dtype:
 
 def allocate(param: Tensor, options: Options) -> dict[str, Tensor]:
     """The state of one parameter before its first gradient, sharded as the parameter is."""
-    theta = real_view(shard(param)).to(state_dtype(param, options))
-    scalar = torch.zeros((), dtype=torch.float32, device=param.device)
-    return {
-        row.name: row.init(scalar, options) if row.scalar else shard_like(param, row.init(theta, options))
-        for row in table(options)
-    }
+    with lasting():
+        theta = real_view(shard(param)).to(state_dtype(param, options))
+        scalar = torch.zeros((), dtype=torch.float32, device=param.device)
+        return {
+            row.name: row.init(scalar, options) if row.scalar else shard_like(param, row.init(theta, options))
+            for row in table(options)
+        }
 
 
-def restore(saved: dict[str, Any], param: Tensor, options: Options) -> dict[str, Any]:
-    """Saved state with the parameter's device, sharding and memory layout, in the state's own dtype.
+def restore(saved: Mapping[str, Any], param: Tensor, options: Options) -> dict[str, Any]:
+    """Saved statistics with the parameter's device, sharding and memory layout, in the state's own dtype.
 
     ``torch.optim.Optimizer`` would cast it to the parameter's dtype (float32 statistics of bfloat16 weights
     would lose 16 bits at every resume) and would alias the tensors of the dictionary it was given.
     """
     like = real_view(shard(param))
     dtype = state_dtype(param, options)
-    restored = dict(saved)
+    restored: dict[str, Any] = {}
     for row in table(options):
-        if row.name not in saved:
-            continue
+        value = saved[row.name]
         if row.scalar:
-            fresh = torch.empty((), dtype=torch.float32, device=param.device)
-            restored[row.name] = fresh.copy_(torch.as_tensor(saved[row.name]))
+            restored[row.name] = torch.empty((), dtype=torch.float32, device=param.device)
+            if isinstance(value, Tensor):
+                restored[row.name].copy_(value)
+            else:
+                restored[row.name].fill_(float(value))
         else:
             fresh = torch.empty_like(like, dtype=dtype)
-            restored[row.name] = shard_like(param, fresh.copy_(shard_of(saved[row.name], param)))
+            restored[row.name] = shard_like(param, fresh.copy_(shard_of(value, param)))
     return restored
 
 
-def check_saved(saved: dict[str, Any], param: Tensor, options: Options) -> None:
+def check_saved(saved: Mapping[str, Any], param: Tensor, options: Options) -> None:
     """Refuse a saved state that is not this optimizer's, before anything is changed.
 
     Raises:
-        ValueError: names or shapes differ from the table.
+        ValueError: names or shapes differ from the table, or a value is none that a step could have left.
     """
-    whole = (*param.shape, 2) if param.is_complex() else tuple(param.shape)
-    expected = {row.name: () if row.scalar else whole for row in table(options)}
+    expected = _shapes(param, options)
     missing = sorted(expected.keys() - saved.keys())
     if missing:
         raise ValueError(
@@ -167,6 +196,63 @@ def check_saved(saved: dict[str, Any], param: Tensor, options: Options) -> None:
                 f"this rank holds {tuple(shard(param).shape)}: it was saved by another rank. Load each rank's own "
                 "file, or save and load with torch.distributed.checkpoint, which knows them."
             )
+    for row in table(options):
+        _check_values(row, saved[row.name])
+
+
+def check_held(held: Mapping[str, Any], param: Tensor, options: Options, which: Callable[[], str]) -> None:
+    """Refuse to step with statistics that are not the parameter's, before anything is changed.
+
+    Args:
+        held: the parameter's state, with the entries of others.
+        param: the parameter.
+        options: of the optimizer.
+        which: names the parameter.
+
+    Raises:
+        ValueError: names, shapes or devices differ from the table; the message says how to go on.
+    """
+    for name, shape in _shapes(param, options).items():
+        value = held.get(name)
+        if isinstance(value, Tensor) and value.shape == shape and value.device == param.device:
+            continue
+        again = (
+            "Forget what was learned of it, and only that, with `del optimizer.state[param]`, or build the optimizer "
+            "after such changes."
+        )
+        if not isinstance(value, Tensor):
+            found = "is missing" if value is None else f"is of type {type(value).__name__}"
+            raise ValueError(f"Arturo: {name!r} in the state of parameter {which()} {found}. {again}")
+        if value.shape != shape:
+            raise ValueError(
+                f"Arturo: parameter {which()} has shape {tuple(param.shape)}, and {name!r} in its state "
+                f"{tuple(value.shape)}: its data were exchanged since its last step (transposed, resized). {again}"
+            )
+        raise ValueError(
+            f"Arturo: parameter {which()} is on {param.device}, and its statistics on {value.device}: it was moved "
+            "since its last step. Let them follow with `optimizer.load_state_dict(optimizer.state_dict())`."
+        )
+
+
+def _shapes(param: Tensor, options: Options) -> dict[str, tuple[int, ...]]:
+    whole = (*param.shape, 2) if param.is_complex() else tuple(param.shape)
+    return {row.name: () if row.scalar else whole for row in table(options)}
+
+
+def _check_values(row: StateTensor, value: Any) -> None:
+    """Raise ``ValueError`` for values that no step leaves."""
+    if not isinstance(value, Tensor):
+        value = torch.tensor(float(value), dtype=torch.float64, device="cpu")
+    here = shard(value)
+    if is_fake(here) or not here.numel():
+        return
+    low, high = (float(end) for end in torch.aminmax(here))
+    # NaN survives aminmax, and fails the comparison.
+    if not (row.least <= low and high <= row.most and math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(
+            f"Arturo: the state to load has values from {low:.3g} to {high:.3g} in {row.name!r} ({row.meaning}), which "
+            "no step leaves: the checkpoint is damaged, or another optimizer's. Load an earlier one."
+        )
 
 
 def bytes_per_parameter(options: Options) -> int:

@@ -1,10 +1,14 @@
-"""One step of each form: gains, passes over the chunks, the dual between them."""
+"""One step of each form: gains, passes over the chunks, the dual between them.
+
+Every write goes through the step's journal (:mod:`arturo_core.transaction`), and the scalars of parameters and groups
+are left to the end (:class:`Outcome`), so that a step that breaks off leaves nothing half done.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -13,9 +17,13 @@ from arturo_core import reductions, trust_region
 from arturo_core.curvature import CompactBelief, FullBelief, Gains, riccati
 from arturo_core.diagnostics import Report
 from arturo_core.kernels.chunks import Chunk, Source
-from arturo_core.kernels.passes import GroupTerms, Passes
+from arturo_core.kernels.passes import FullObserved, GroupTerms, Passes
 from arturo_core.options import DAMPING, NOISE_GAIN, RADIUS_PER_LR, RADIUS_PER_SIGNAL, Options
 from arturo_core.reductions import Reduction
+from arturo_core.transaction import Journal
+
+#: Tensors, and the values that are to be written to them.
+Writes = tuple[list[Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -81,19 +89,19 @@ class Step:
             found += [source for source in chunk.sources if not found or source is not found[-1]]
         return [*found, *self.empty]
 
-    def count_updates(self) -> None:
-        """Let every parameter's own count of updates go on."""
+    def counted(self) -> Writes:
+        """Every parameter's own count of updates, this one included, yet to be written."""
         # A parameter with padding inside has several sources, and one counter.
         sources = list({id(source.scalars["step"]): source for source in self.sources}.values())
-        if sources:
-            counters = [source.scalars["step"] for source in sources]
-            ok = {
-                (source.group, source.theta.device): self.ok_of[source.group].to(source.scalars["step"])
-                for source in {(source.group, source.theta.device): source for source in sources}.values()
-            }
-            torch._foreach_add_(
-                counters, [ok[source.group, here.device] for source, here in zip(sources, counters, strict=True)]
-            )
+        counters = [source.scalars["step"] for source in sources]
+        if not counters:
+            return [], []
+        ok = {
+            (source.group, source.theta.device): self.ok_of[source.group].to(source.scalars["step"])
+            for source in {(source.group, source.theta.device): source for source in sources}.values()
+        }
+        added = [ok[source.group, here.device] for source, here in zip(sources, counters, strict=True)]
+        return counters, list(torch._foreach_add(counters, added))
 
     def reference_lr(self) -> Tensor:
         """The largest learning rate of the step."""
@@ -135,10 +143,28 @@ class Local:
         )
 
 
-def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
-    """A step of the self-calibrating form: two passes, the dual in closed form.
+@dataclass(frozen=True)
+class Outcome:
+    """What a step leaves besides weights and statistics.
 
-    Takes the mean relative curvature of the last step, and returns that of this one with the report.
+    Attributes:
+        report: of the step.
+        level: mean relative curvature, or None (the full form has none).
+        scalars: of the parameters, yet to be written.
+    """
+
+    report: Report
+    level: Tensor | None
+    scalars: Writes
+
+
+def take(step: Step, level: Tensor, journal: Journal) -> Outcome:
+    """One step of the form that the options choose; ``level`` is the mean relative curvature of the last step."""
+    return full_step(step, journal) if step.options.noise == "fixed" else compact_step(step, level, journal)
+
+
+def compact_step(step: Step, level: Tensor, journal: Journal) -> Outcome:
+    """A step of the self-calibrating form: two passes, the dual in closed form.
 
     With "rms" the bound is the KL divergence that moving every weight by the trust radius of its own group would spend,
     ε = ½ Σ λr². The radius of a group is c·lr, or lr × the RMS of ĝ/(sσ) in the metric of λ (over all groups) if that
@@ -148,25 +174,32 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
     """
     options, ok = step.options, step.ok
     local = step.local()
-    gains = _gains(step, level)
+    gains, variances = _gains(step, level)
     layouts = range(len(step.reduction.layouts))
     rows: dict[Hashable, list[Sequence[Tensor]]] = {(layout, group): [] for layout in layouts for group in step.rates}
     for chunk, here, gain in zip(step.chunks, local, gains, strict=True):
-        observed = step.passes.compact_observe(
-            chunk.theta,
-            chunk.grad,
-            CompactBelief(*chunk.state),
-            here.ok,
-            gain,
-            here.terms,
-            options,
-            step.rates[chunk.group].maximize,
+        observed = chunk.change(
+            journal,
+            partial(
+                step.passes.compact_observe,
+                chunk.theta,
+                chunk.grad,
+                CompactBelief(*chunk.state),
+                here.ok,
+                gain,
+                here.terms,
+                options,
+                step.rates[chunk.group].maximize,
+            ),
+            chunk.state if here.terms.decay is None else (chunk.theta, *chunk.state),
+            step.passes.ATOMIC,
         )
         sums = [*observed, torch.full_like(observed.decrement, chunk.theta.numel())]
         rows[chunk.layout, chunk.group].append(sums)
     # One row a group; a group that stands still on its device takes no part.
     total = reductions.totals(rows, 6, step.home).unflatten(0, (len(layouts), len(step.rates)))
-    decrement, stiffness, deviation, surprise, squared, elements = step.reduction.sum(total).unbind(dim=1)
+    everywhere = journal.once(partial(step.reduction.sum, total))
+    decrement, stiffness, deviation, surprise, squared, elements = everywhere.unbind(dim=1)
     lr = torch.stack([rates.lr for rates in step.rates.values()])
     length = torch.stack([rates.length for rates in step.rates.values()])
     precision = (stiffness / length + options.prior * elements) / options.temperature
@@ -189,25 +222,43 @@ def compact_step(step: Step, level: Tensor) -> tuple[Report, Tensor]:
     factors = torch.where((ok > 0.0) & (part > 0.0), factor * part, 0.0)
     factor_of = dict(zip(step.rates, factors.unbind(), strict=True))
     for chunk, here in zip(step.chunks, local, strict=True):
-        step.passes.compact_apply(
-            chunk.theta, CompactBelief(*chunk.state), factor_of[chunk.group].to(here.ok), here.terms, options
+        belief = CompactBelief(*chunk.state)
+        chunk.change(
+            journal,
+            partial(
+                step.passes.compact_apply,
+                chunk.theta,
+                belief,
+                factor_of[chunk.group].to(here.ok),
+                here.terms,
+                options,
+            ),
+            (chunk.theta, belief.gradient, belief.displacement),
+            step.passes.ATOMIC,
         )
-        chunk.write_back()
+        chunk.write_back(journal)
     found = stiffness.sum() / deviation.sum()
     level = torch.where((ok > 0.0) & torch.isfinite(found) & (found > 0.0), found, level)
     # Known before the step is taken: reducing what it did would cost every step another collective.
     squared_length = torch.where(factors > 0.0, factors * factors * squared, 0.0).sum()
-    return Report(multiplier, ok, surprise.sum(), squared_length, elements.sum()), level
+    counters, counts = step.counted()
+    return Outcome(
+        report=Report(multiplier, ok, surprise.sum(), squared_length, elements.sum()),
+        level=level,
+        scalars=([*counters, *variances[0]], [*counts, *variances[1]]),
+    )
 
 
-def _gains(step: Step, level: Tensor) -> list[Gains]:
-    """The filter's gains of every chunk; each parameter's filter is as far as the updates it has had.
+def _gains(step: Step, level: Tensor) -> tuple[list[Gains], Writes]:
+    """The filter's gains of every chunk, and the variances of ĝ after it, yet to be written.
+
+    Each parameter's filter is as far as the updates it has had.
 
     The expected gradient drifts because the weights move: its process noise falls with the square of the step length.
     """
     sources = step.sources
     if not sources:
-        return []
+        return [], ([], [])
 
     def column(name: str) -> Tensor:
         return torch.stack([source.scalars[name].to(step.home) for source in sources]).to(step.ok.dtype)
@@ -217,7 +268,7 @@ def _gains(step: Step, level: Tensor) -> list[Gains]:
     share = torch.stack([step.rates[source.group].share for source in sources])
     predicted, gain = riccati(variance, step.options.process_noise * share * share)
     updated = torch.where(ok > 0.0, gain, variance)
-    torch._foreach_copy_([source.scalars["variance"] for source in sources], list(updated.unbind()))
+    variances = [source.scalars["variance"] for source in sources], list(updated.unbind())
     columns = (
         torch.where(ok > 0.0, gain, 0.0),
         ok * torch.clamp(1.0 / (1.0 + ages), min=NOISE_GAIN),
@@ -237,10 +288,10 @@ def _gains(step: Step, level: Tensor) -> list[Gains]:
         curvature, common = (moves * step.options.init_covariance).to(like), (moves * torch.log(level)).to(like)
         found.append(Gains(gradient, noise, curvature, expected, common))
         start = part.stop
-    return found
+    return found, variances
 
 
-def full_step(step: Step) -> Report:
+def full_step(step: Step, journal: Journal) -> Outcome:
     """A step of the published form: observe, the evaluations of the dual, apply."""
     options, ok = step.options, step.ok
     local = step.local()
@@ -249,28 +300,19 @@ def full_step(step: Step) -> Report:
     lowest: list[list[Tensor]] = [[] for _ in layouts]
     spectra: list[trust_region.Spectrum] = []
     for chunk, here in zip(step.chunks, local, strict=True):
-        precision, *belief = chunk.state
-        # Read by every evaluation of the dual: two tensors instead of the four they come from.
-        spectra.append(trust_region.Spectrum(torch.empty_like(precision), torch.empty_like(precision)))
-        first = chunk.spread(torch.stack([source.scalars["step"] for source in chunk.sources]).eq(0).to(precision))
-        observed = step.passes.full_observe(
-            chunk.theta,
-            chunk.grad,
-            precision,
-            FullBelief(*belief),
-            spectra[-1],
-            here.ok,
-            first,
-            here.terms,
-            options,
-            step.rates[chunk.group].maximize,
+        observed, terms_of_dual = chunk.change(
+            journal,
+            partial(_full_observe, step, chunk, here),
+            chunk.state[1:] if here.terms.decay is None else (chunk.theta, *chunk.state[1:]),
+            step.passes.ATOMIC,
         )
+        spectra.append(terms_of_dual)
         lowest[chunk.layout].append(observed.least)
         size = torch.full_like(observed.total, chunk.theta.numel())
         sums = [observed.total, observed.value, observed.first, observed.precision, observed.surprise, size]
         rows[chunk.layout].append(sums)
-    least = step.reduction.least(lowest, step.home)
-    everywhere = step.reduction.sum(reductions.totals(rows, 6, step.home))
+    least = journal.once(partial(step.reduction.least, lowest, step.home))
+    everywhere = journal.once(partial(step.reduction.sum, reductions.totals(rows, 6, step.home)))
     total, value, first_derivative, precision_sum, surprise, elements = everywhere.unbind()
 
     lr = step.reference_lr()
@@ -286,7 +328,7 @@ def full_step(step: Step) -> Report:
         values: dict[Hashable, list[Sequence[Tensor]]] = {layout: [] for layout in layouts}
         for chunk, spectrum, here in zip(step.chunks, spectra, local, strict=True):
             values[chunk.layout].append(step.passes.full_secular(spectrum, *points[here.ok]))
-        everywhere = step.reduction.sum(reductions.totals(values, 3, step.home))
+        everywhere = journal.once(partial(step.reduction.sum, reductions.totals(values, 3, step.home)))
         bracket = trust_region.advance(bracket, trust_region.SecularSums(*everywhere.unbind()), budget)
     multiplier = trust_region.settle(bracket, newton_value, eta_min, budget, options.kl_rtol)
     # A skipped step takes a step of length zero from a point where nothing is infinite.
@@ -299,10 +341,43 @@ def full_step(step: Step) -> Report:
     moved: dict[Hashable, list[Sequence[Tensor]]] = {layout: [] for layout in layouts}
     for chunk, spectrum, here in zip(step.chunks, spectra, local, strict=True):
         precision, *belief = chunk.state
-        squared = step.passes.full_apply(
-            chunk.theta, precision, FullBelief(*belief), spectrum, here.ok, *solved[here.ok], here.terms, options
+        squared = chunk.change(
+            journal,
+            partial(
+                step.passes.full_apply,
+                chunk.theta,
+                precision,
+                FullBelief(*belief),
+                spectrum,
+                here.ok,
+                *solved[here.ok],
+                here.terms,
+                options,
+            ),
+            (chunk.theta, *chunk.state),
+            step.passes.ATOMIC,
         )
         moved[chunk.layout].append([squared])
-        chunk.write_back()
-    squared_length = step.reduction.sum(reductions.totals(moved, 1, step.home))[0]
-    return Report(multiplier, ok, surprise, squared_length, elements)
+        chunk.write_back(journal)
+    squared_length = journal.once(partial(step.reduction.sum, reductions.totals(moved, 1, step.home)))[0]
+    return Outcome(Report(multiplier, ok, surprise, squared_length, elements), None, step.counted())
+
+
+def _full_observe(step: Step, chunk: Chunk, here: Local) -> tuple[FullObserved, trust_region.Spectrum]:
+    """The first pass, and what the evaluations of the dual read: two tensors instead of the four behind them."""
+    precision, *belief = chunk.state
+    terms_of_dual = trust_region.Spectrum(torch.empty_like(precision), torch.empty_like(precision))
+    first = chunk.spread(torch.stack([source.scalars["step"] for source in chunk.sources]).eq(0).to(precision))
+    observed = step.passes.full_observe(
+        chunk.theta,
+        chunk.grad,
+        precision,
+        FullBelief(*belief),
+        terms_of_dual,
+        here.ok,
+        first,
+        here.terms,
+        step.options,
+        step.rates[chunk.group].maximize,
+    )
+    return observed, terms_of_dual

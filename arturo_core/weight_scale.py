@@ -25,6 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from arturo_core.contexts import lasting
 from arturo_core.sharding import matrices
 from arturo_core.trust_region import wide_dtype
 
@@ -89,7 +90,8 @@ def _slices(weight: Tensor) -> Sequence[Tensor]:
 def _constants(shapes: tuple[Shape, ...], home: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """1/min(m, n), elements × φ/(m n), and elements, of every part of a matrix."""
     rows = [(1.0 / min(m, n), INITIAL_SHARE * elements / (m * n), float(elements)) for elements, m, n in shapes]
-    spread, initial, count = torch.tensor(rows, dtype=wide_dtype(home)).to(home).unbind(dim=1)
+    with lasting():
+        spread, initial, count = torch.tensor(rows, dtype=wide_dtype(home), device="cpu").to(home).unbind(dim=1)
     return spread, initial, count
 
 
@@ -99,4 +101,5 @@ _kept = functools.lru_cache(maxsize=64)(_constants)
 
 def _kept_constants(shapes: tuple[Shape, ...], home: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     # Under FakeTensorMode (memory estimates, export) tensors are made that no later step could use.
-    return (_kept if type(torch.empty(0)) is Tensor else _constants)(shapes, home)
+    real = type(torch.empty(0, device="cpu")) is Tensor and home.type != "meta"
+    return (_kept if real else _constants)(shapes, home)

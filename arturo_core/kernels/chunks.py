@@ -7,11 +7,16 @@ a chunk; :meth:`Chunk.write_back` then returns what was packed to the tensors it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from arturo_core.transaction import Journal
 
 
 @dataclass
@@ -47,24 +52,44 @@ class Chunk:
             return values[0]
         sizes = [source.theta.numel() for source in self.sources]
         if values.device.type == "cpu":
-            return torch.repeat_interleave(values, torch.tensor(sizes))
+            return torch.repeat_interleave(values, torch.tensor(sizes, device="cpu"))
         # Sizes would have to be copied to the device, and the host would wait for that.
         return torch.cat([value.expand(size) for value, size in zip(values.unbind(), sizes, strict=True)])
 
-    def write_back(self) -> None:
+    def change(self, journal: Journal, work: Callable[[], _T], changes: Sequence[Tensor], atomic: bool) -> _T:
+        """Run a pass that writes to some of the chunk's tensors; ``atomic`` if an exception in it comes before that."""
+        return journal.write(work, () if self.packed else changes, temporary=self.packed, atomic=atomic)
+
+    def write_back(self, journal: Journal) -> None:
         """Copy a packed chunk's weights and state to the tensors they were packed from."""
         if not self.packed:
             return
+        before = self.before() if journal.undoable else None
+        journal.write(
+            partial(self._scatter, (self.theta, *self.state)),
+            undo=None if before is None else partial(self._scatter, before),
+        )
+
+    def before(self) -> tuple[Tensor, ...]:
+        """Weights and state as the tensors that they were packed from still have them."""
+        state = zip(*(source.state for source in self.sources), strict=True)
+        return _join([source.theta for source in self.sources]), *(_join(tensors) for tensors in state)
+
+    def _scatter(self, packed: Sequence[Tensor]) -> None:
         sizes = [source.theta.numel() for source in self.sources]
-        _scatter(self.theta, [source.theta for source in self.sources], sizes)
-        for index, packed in enumerate(self.state):
-            _scatter(packed, [source.state[index] for source in self.sources], sizes)
+        targets = [
+            [source.theta for source in self.sources],
+            *zip(*(source.state for source in self.sources), strict=True),
+        ]
+        for whole, into in zip(packed, targets, strict=True):
+            parts = whole.split(sizes)
+            torch._foreach_copy_(
+                list(into), [part.view(target.shape) for part, target in zip(parts, into, strict=True)]
+            )
 
 
-def _scatter(packed: Tensor, targets: list[Tensor], sizes: list[int]) -> None:
-    parts = packed.split(sizes)
-    torch._foreach_copy_(targets, [part.view(target.shape) for part, target in zip(parts, targets, strict=True)])
-
+#: The result of a pass.
+_T = TypeVar("_T")
 
 #: Parameters below this size are packed; a pack is a copy for the length of a step, so packs stay few and small.
 PACKED = 1 << 16

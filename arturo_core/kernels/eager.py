@@ -27,6 +27,9 @@ from arturo_core.kernels.scratch import scratch
 from arturo_core.options import CURVATURE_RANGE, Options
 from arturo_core.trust_region import TINY, SecularSums, Spectrum
 
+#: A pass writes before it has read everything, so an exception inside leaves its chunk half done.
+ATOMIC = False
+
 
 def _observed_(into: Tensor, grad: Tensor, maximize: bool) -> Tensor:
     """The gradient of the loss to minimise, finite, in the state's dtype."""

@@ -48,7 +48,13 @@ class FullObserved(NamedTuple):
 
 
 class Passes(Protocol):
-    """The five passes. All change their chunk's tensors in place; ``ok`` = 0 makes every one of them a no-op."""
+    """The five passes. All change their chunk's tensors in place; ``ok`` = 0 makes every one of them a no-op.
+
+    Attributes:
+        ATOMIC: whether an exception in a pass comes before its first write.
+    """
+
+    ATOMIC: bool
 
     def compact_observe(
         self,

@@ -25,6 +25,9 @@ from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
 from arturo_core.options import CURVATURE_RANGE, Options
 from arturo_core.trust_region import SecularSums, Spectrum, primal, secular_sums, spectrum, surrogate, wide_sum
 
+#: A pass writes before it has read everything, so an exception inside leaves its chunk half done.
+ATOMIC = False
+
 
 def _store(into: NamedTuple, values: NamedTuple) -> None:
     for target, value in zip(into, values, strict=True):

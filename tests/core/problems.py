@@ -29,7 +29,10 @@ every_mode = pytest.mark.parametrize("options", MODES.values(), ids=MODES.keys()
 every_noise = pytest.mark.parametrize("options", NOISES.values(), ids=NOISES.keys())
 
 #: Keys of a parameter group that an Arturo adds to those of its user.
-GROUP_KEYS = {"params", "lr", "weight_decay", "maximize", "peak_lr", "length", "calls", "skipped", "level"}
+GROUP_KEYS = {"params", "lr", "weight_decay", "maximize", "peak_lr", "length", "calls", "skipped", "level"} | {
+    "adaptive_noise",
+    "lr_in_nats",
+}
 
 SCALARS = {"step", "variance"}
 

@@ -248,13 +248,6 @@ def test_duplicates_across_groups():
     refused(ValueError, ["more than one parameter group"], [{"params": [param]}, {"params": [param]}])
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
-def test_integer_parameters(dtype):
-    refused(TypeError, [str(dtype), "number 1", "floating-point"], [Parameter(torch.ones(2)), torch.ones(2).to(dtype)])
-    named = [("weight", Parameter(torch.ones(2))), ("counter", torch.ones(2).to(dtype))]
-    refused(TypeError, [str(dtype), "counter", "floating-point"], named)
-
-
 def test_sparse_parameters():
     refused(TypeError, ["sparse", "dense"], [torch.eye(3).to_sparse().requires_grad_()])
 

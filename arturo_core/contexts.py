@@ -1,0 +1,38 @@
+"""Contexts that a step may be taken in, and what must not outlive them.
+
+Tensors made under ``torch.inference_mode()`` can never be written to outside of it. Those made under FakeTensorMode
+hold no numbers. Without an explicit device, tensors go where a ``torch.device`` context says. What an optimizer keeps
+from one step to the next is therefore made inside :func:`lasting`, with device and dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def lasting() -> Any:
+    """A context in which tensors are made that may outlive the caller's inference mode; without gradients."""
+    return _outside_of_inference() if torch.is_inference_mode_enabled() else nullcontext()
+
+
+@contextmanager
+def _outside_of_inference() -> Iterator[None]:
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def is_fake(tensor: Any) -> bool:
+    """Whether a tensor has a shape but no numbers: of FakeTensorMode, or on the meta device."""
+    return tensor.device.type == "meta" or (type(tensor) not in _PLAIN and hasattr(tensor, "fake_mode"))
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether the host can read a tensor without waiting for a device, or breaking a graph that is being compiled."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(tensor)
