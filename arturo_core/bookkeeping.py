@@ -87,11 +87,15 @@ def adopt(group: dict[str, Any]) -> None:
 
 def forget_schedule(group: dict[str, Any], statistics: bool) -> None:
     """Have a group forget the learning rates that it had, and the level of curvature if statistics go with them."""
-    adopt(group)
-    for key in ("peak_lr", "length"):
-        group[key].zero_()
-    if statistics:
-        group["level"].fill_(1.0)
+    renewed = ("peak_lr", "length", "level") if statistics else ("peak_lr", "length")
+    for key, (default, dtype, least) in _TENSORS.items():
+        value = group.get(key)
+        if isinstance(value, Tensor):
+            if key in renewed:
+                value.fill_(default)
+        elif key in renewed or not _is_usable(value, least):
+            with lasting():
+                group[key] = torch.tensor(default, dtype=dtype, device="cpu")
 
 
 def check_loaded(saved: Mapping[str, Any], defaults: Mapping[str, Any], options: Options) -> None:
@@ -139,13 +143,19 @@ def _checked(key: str, value: Any, least: float) -> float:
     if isinstance(value, Tensor) and is_fake(value):
         return least
     number = as_float(value)
-    if number is None or not least <= number < math.inf:
+    if not _is_usable(number, least):
         meaning = "at least 0" if least in (0, 0.0) else "positive"
         raise ValueError(
             f"Arturo: {key!r} of a parameter group is {shown(value)}; it must be a finite number, {meaning}. "
             "restart_schedule() sets it right."
         )
+    assert number is not None
     return number
+
+
+def _is_usable(value: Any, least: float) -> bool:
+    number = as_float(value)
+    return number is not None and least <= number < math.inf
 
 
 def after_step(

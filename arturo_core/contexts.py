@@ -33,6 +33,11 @@ def is_fake(tensor: Any) -> bool:
     return tensor.device.type == "meta" or (type(tensor) not in _PLAIN and hasattr(tensor, "fake_mode"))
 
 
+def fake_mode_is_active() -> bool:
+    """Whether tensors that are made now hold no numbers; not where ``torch.compile`` traces, which takes them back."""
+    return not torch.compiler.is_compiling() and type(torch.empty(0, dtype=torch.float32, device="cpu")) is not Tensor
+
+
 def is_readable(tensor: Tensor) -> bool:
     """Whether the host can read a tensor without waiting for a device, or breaking a graph that is being compiled."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(tensor)

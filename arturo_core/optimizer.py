@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from arturo_core import agreement, bookkeeping, gathering, learning_rate, readings, sharding, stepping, transaction
+from arturo_core import (
+    agreement,
+    bookkeeping,
+    gathering,
+    learning_rate,
+    readings,
+    rehearsal,
+    sharding,
+    stepping,
+    transaction,
+)
 from arturo_core import diagnostics as reporting
 from arturo_core.kernels import compiled, eager, reference
 from arturo_core.kernels.chunks import chunks
@@ -329,7 +339,11 @@ class Arturo(Persistent):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        taking_part = self._check()
+        taking_part = self._taking_part()
+        if rehearsal.is_due(taking_part):
+            rehearsal.stand_in(self).step()
+            return loss
+        self._check(taking_part)
         self._allocate(taking_part)
         moving = [index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])]
         if not moving:
@@ -375,18 +389,13 @@ class Arturo(Persistent):
         bookkeeping.after_step(self.param_groups, step.ok, outcome, step.rates, journal)
         self._report = outcome.report
 
-    def _check(self) -> list[Tensor]:
-        """Look for everything that can be wrong with groups, gradients and statistics, before any of it is used.
-
-        Returns:
-            The parameters that take part.
-        """
+    def _check(self, params: Sequence[Tensor]) -> None:
+        """Look for everything that can be wrong with groups, gradients and statistics, before any of it is used."""
         for group in self.param_groups:
             bookkeeping.adopt(group)
             if learning_rate.known(group["lr"]):
                 check_group(group, self._options)
-        taking_part = self._taking_part()
-        for param in taking_part:
+        for param in params:
             which = partial(name_of, self.param_groups, param)
             if param.grad is not None:
                 check_gradient(param, which)
@@ -395,7 +404,6 @@ class Arturo(Persistent):
                 check_held(held, param, self._options, which)
             else:
                 self._check_parameter(param)
-        return taking_part
 
     def _taking_part(self) -> list[Tensor]:
         """The parameters that are trained or have been: frozen ones never matter, whatever they are."""

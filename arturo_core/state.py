@@ -212,8 +212,9 @@ def check_held(held: Mapping[str, Any], param: Tensor, options: Options, which: 
     Raises:
         ValueError: names, shapes or devices differ from the table; the message says how to go on.
     """
-    for name, shape in _shapes(param, options).items():
-        value = held.get(name)
+    whole = (*param.shape, 2) if param.is_complex() else param.shape
+    for row in table(options):
+        name, shape, value = row.name, () if row.scalar else whole, held.get(row.name)
         if isinstance(value, Tensor) and value.shape == shape and value.device == param.device:
             continue
         again = (

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from arturo_core.contexts import lasting
+from arturo_core.contexts import fake_mode_is_active, lasting
 from arturo_core.sharding import matrices
 from arturo_core.trust_region import wide_dtype
 
@@ -101,5 +101,4 @@ _kept = functools.lru_cache(maxsize=64)(_constants)
 
 def _kept_constants(shapes: tuple[Shape, ...], home: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     # Under FakeTensorMode (memory estimates, export) tensors are made that no later step could use.
-    real = type(torch.empty(0, device="cpu")) is Tensor and home.type != "meta"
-    return (_kept if real else _constants)(shapes, home)
+    return (_constants if fake_mode_is_active() or home.type == "meta" else _kept)(shapes, home)

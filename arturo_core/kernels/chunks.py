@@ -45,6 +45,7 @@ class Chunk:
     sources: list[Source]
     packed: bool  # a copy of several parameters, instead of a slice that shares the memory of one
     layout: int = 0
+    before: list[Tensor] | None = None  # what a pack began with, if it may have to be undone
 
     def spread(self, values: Tensor) -> Tensor:
         """One scalar a source, shape (sources,), as a scalar of a slice or as one entry an element of a pack."""
@@ -52,28 +53,22 @@ class Chunk:
             return values[0]
         sizes = [source.theta.numel() for source in self.sources]
         if values.device.type == "cpu":
-            return torch.repeat_interleave(values, torch.tensor(sizes, device="cpu"))
+            return torch.repeat_interleave(values, torch.tensor(sizes, device="cpu"), output_size=sum(sizes))
         # Sizes would have to be copied to the device, and the host would wait for that.
         return torch.cat([value.expand(size) for value, size in zip(values.unbind(), sizes, strict=True)])
 
     def change(self, journal: Journal, work: Callable[[], _T], changes: Sequence[Tensor], atomic: bool) -> _T:
         """Run a pass that writes to some of the chunk's tensors; ``atomic`` if an exception in it comes before that."""
+        if self.packed and journal.undoable and self.before is None:
+            self.before = [tensor.clone() for tensor in (self.theta, *self.state)]
         return journal.write(work, () if self.packed else changes, temporary=self.packed, atomic=atomic)
 
     def write_back(self, journal: Journal) -> None:
         """Copy a packed chunk's weights and state to the tensors they were packed from."""
         if not self.packed:
             return
-        before = self.before() if journal.undoable else None
-        journal.write(
-            partial(self._scatter, (self.theta, *self.state)),
-            undo=None if before is None else partial(self._scatter, before),
-        )
-
-    def before(self) -> tuple[Tensor, ...]:
-        """Weights and state as the tensors that they were packed from still have them."""
-        state = zip(*(source.state for source in self.sources), strict=True)
-        return _join([source.theta for source in self.sources]), *(_join(tensors) for tensors in state)
+        undo = None if self.before is None else partial(self._scatter, self.before)
+        journal.write(partial(self._scatter, (self.theta, *self.state)), undo=undo)
 
     def _scatter(self, packed: Sequence[Tensor]) -> None:
         sizes = [source.theta.numel() for source in self.sources]

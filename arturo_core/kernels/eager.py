@@ -21,8 +21,8 @@ from arturo_core.curvature import (
     slack,
 )
 from arturo_core.gaussian import precision_floor
+from arturo_core.kernels.moving import move
 from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
-from arturo_core.kernels.reference import move
 from arturo_core.kernels.scratch import scratch
 from arturo_core.options import CURVATURE_RANGE, Options
 from arturo_core.trust_region import TINY, SecularSums, Spectrum

@@ -21,6 +21,7 @@ from arturo_core.curvature import (
     update,
 )
 from arturo_core.gaussian import precision_floor, updated_precision
+from arturo_core.kernels.moving import move
 from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
 from arturo_core.options import CURVATURE_RANGE, Options
 from arturo_core.trust_region import SecularSums, Spectrum, primal, secular_sums, spectrum, surrogate, wide_sum
@@ -38,16 +39,6 @@ def _clean(grad: Tensor, like: Tensor, ok: Tensor, maximize: bool) -> Tensor:
     """The gradient of the loss to minimise, in the state's dtype; equal to ``like`` when the step is skipped."""
     observed = grad.to(like.dtype)
     return torch.where(ok > 0, -observed if maximize else observed, like)
-
-
-def move(theta: Tensor, displacement: Tensor) -> Tensor:
-    """Displace the weights in place; returns by how much they moved, which rounding makes less or more in bfloat16."""
-    if theta.dtype == displacement.dtype:
-        theta.add_(displacement)
-        return displacement
-    before = theta.to(displacement.dtype)
-    theta.add_(displacement)
-    return theta.to(displacement.dtype) - before
 
 
 def compact_observe(

@@ -135,3 +135,67 @@ def test_compiled_passes_do_not_recompile_as_lr_and_multiplier_change() -> None:
         ours.param_groups[0]["lr"] = 1e-2 / (index + 1)
         step()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == counters
+
+
+def rounded_away(dtype: torch.dtype, step: Callable[[Arturo], Callable[[], Any]], **options: Any) -> Arturo:
+    """Six steps of weights around 100, none of which is large enough to reach the next number of a narrow dtype."""
+    generator = torch.Generator().manual_seed(3)
+    large = torch.nn.Parameter((100 + torch.randn(300, 7, generator=generator)).to(dtype))
+    small = torch.nn.Parameter(torch.randn(9, generator=generator).to(dtype))
+    ours = Arturo([large, small], lr=1e-3, weight_decay=0.01, **options)
+    take = step(ours)
+    for _ in range(6):
+        for param in (large, small):
+            param.grad = (0.3 + torch.randn(param.shape, generator=generator)).to(dtype)
+        take()
+    return ours
+
+
+def check_rounded_away(found: Arturo, expected: Arturo) -> None:
+    """Movement that rounding swallows is not counted, and what is left of it is, to a few roundings of float32."""
+    ours, theirs = found.param_groups[0]["params"], expected.param_groups[0]["params"]
+    assert not found.state[ours[0]]["displacement"].any(), "no weight has moved"
+    assert found.state[ours[1]]["displacement"].any()
+    for param, wanted in zip(ours, theirs, strict=True):
+        assert torch.equal(param, wanted)
+        for name, value in expected.state[wanted].items():
+            scale = float(value.abs().max())
+            torch.testing.assert_close(found.state[param][name], value, rtol=2e-6, atol=2e-6 * scale)
+
+
+NARROW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@NARROW
+def test_every_pass_learns_the_displacement_from_the_rounded_weights(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = rounded_away(dtype, lambda ours: ours.step)
+    through_compiler = rounded_away(dtype, lambda ours: ours.step, compile=True)
+    monkeypatch.setattr(optimizer, "eager", reference)
+    expected = rounded_away(dtype, lambda ours: ours.step)
+    check_rounded_away(found, expected)
+    check_rounded_away(through_compiler, expected)
+
+
+def test_float32_weights_under_float64_statistics_round_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 1e-6 is far below the spacing of float32 numbers around 100."""
+    options = {"state_dtype": torch.float64}
+    through_compiler = rounded_away(torch.float32, _tiny, compile=True, **options)
+    monkeypatch.setattr(optimizer, "eager", reference)
+    check_rounded_away(through_compiler, rounded_away(torch.float32, _tiny, **options))
+
+
+def _tiny(ours: Arturo) -> Callable[[], Any]:
+    for group in ours.param_groups:
+        group["lr"] = 1e-7
+    return ours.step
+
+
+@pytest.mark.slow
+@NARROW
+def test_a_step_that_its_user_compiles_counts_what_rounding_leaves(dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    check_rounded_away(
+        rounded_away(dtype, lambda ours: torch.compile(ours.step)), rounded_away(dtype, lambda ours: ours.step)
+    )
