@@ -113,20 +113,11 @@ def parted(parallel: Parallel) -> float:
     return worst
 
 
-def every_spoiled() -> dict[tuple[str, str], Any]:
-    return {(layout, mode): spoiled_on_one_rank(layout, mode) for layout in LAYOUTS for mode in KINDS}
-
-
-@pytest.fixture(scope="module")
-def spoiled(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return run(every_spoiled, WORLD, Path(tmp_path_factory.mktemp("spoiled")))
-
-
 @pytest.mark.parametrize("mode", KINDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_gradient_that_one_rank_spoils_skips_the_step_on_all(layout: str, mode: str, spoiled: list[Any]) -> None:
+def test_a_gradient_that_one_rank_spoils_skips_the_step_on_all(layout: str, mode: str, results: list[Any]) -> None:
     expected = train(single(MODES[mode]), range(STEPS), MODES[mode]["lr"])
-    for found in (result[layout, mode] for result in spoiled):
+    for found in (result["spoiled"][layout, mode] for result in results):
         assert [one["skipped_steps"] for one in found["numbers"]] == [int(step >= SPOILED) for step in range(STEPS)]
         assert found["parted"] == 0.0
         for name, weight in expected["weights"].items():
@@ -226,18 +217,9 @@ def refused_steps(layout: str) -> dict[str, Any]:
     return {"errors": found, "parted": parted(parallel), "steps": (steps["steps"], steps["skipped_steps"])}
 
 
-def every_refused() -> dict[str, Any]:
-    return {layout: refused_steps(layout) for layout in UNALIKE}
-
-
-@pytest.fixture(scope="module")
-def refused(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return run(every_refused, WORLD, Path(tmp_path_factory.mktemp("refused")))
-
-
 @pytest.mark.parametrize("layout", UNALIKE)
-def test_a_step_that_one_rank_refuses_raises_on_all_and_changes_nothing(layout: str, refused: list[Any]) -> None:
-    *others, mistaken = (result[layout] for result in refused)
+def test_a_step_that_one_rank_refuses_raises_on_all_and_changes_nothing(layout: str, results: list[Any]) -> None:
+    *others, mistaken = (result["refused"][layout] for result in results)
     assert len(mistaken["errors"]) >= len(MISTAKES) - 1
     for name in mistaken["errors"]:
         _, _, own, of_others = MISTAKES[name]
@@ -282,8 +264,8 @@ FIRST = {
 }
 
 
-def test_optimizers_that_differ_from_the_start_are_refused_on_all_ranks(tmp_path: Path) -> None:
-    for found in run(first_steps, WORLD, tmp_path):
+def test_optimizers_that_differ_from_the_start_are_refused_on_all_ranks(results: list[Any]) -> None:
+    for found in (result["first"] for result in results):
         assert len(found) == 3 * len(FIRST)
         for (layout, name), (kind, message) in found.items():
             assert kind == "ValueError", (layout, name)
@@ -292,7 +274,12 @@ def test_optimizers_that_differ_from_the_start_are_refused_on_all_ranks(tmp_path
 
 def steps_that_nobody_reads() -> list[Any]:
     """As on an accelerator, where scalars cannot be read without waiting: the step is skipped instead of raised."""
-    gathering.is_readable = lambda scalar: False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gathering, "is_readable", lambda scalar: False)
+        return unread()
+
+
+def unread() -> list[Any]:
     parallel = LAYOUTS["HSDP"][0](MODES["rms"], torch.float64)
     train(parallel, range(3), 3e-3)
     found = []
@@ -309,14 +296,30 @@ def steps_that_nobody_reads() -> list[Any]:
     return [found, parted(parallel)]
 
 
-def test_where_scalars_cannot_be_read_all_ranks_skip(tmp_path: Path) -> None:
-    *others, mistaken = run(steps_that_nobody_reads, WORLD, tmp_path)
+def test_where_scalars_cannot_be_read_all_ranks_skip(results: list[Any]) -> None:
+    *others, mistaken = (result["unread"] for result in results)
     counts = [(3, 0), (3, 1), (3, 2), (3, 3), (3, 4), (4, 4)]
     for found, differing in others:
         assert found == [("", *count) for count in counts]
         assert differing == 0.0
     errors = ["", "ValueError", "TypeError", "ValueError", "", ""]
     assert mistaken == [[(error, *count) for error, count in zip(errors, counts, strict=True)], 0.0]
+
+
+def everything() -> dict[str, Any]:
+    """In one set of processes: starting them takes longer than all they do."""
+    return {
+        "spoiled": {(layout, mode): spoiled_on_one_rank(layout, mode) for layout in LAYOUTS for mode in KINDS},
+        "refused": {layout: refused_steps(layout) for layout in UNALIKE},
+        "first": first_steps(),
+        "all-reduces": all_reduces(),
+        "unread": steps_that_nobody_reads(),
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return run(everything, WORLD, Path(tmp_path_factory.mktemp("ranks")))
 
 
 def all_reduces() -> dict[str, int]:
@@ -331,7 +334,7 @@ def all_reduces() -> dict[str, int]:
     return found
 
 
-def test_replicas_cost_at_most_one_further_all_reduce_for_each_dimension(tmp_path: Path) -> None:
+def test_replicas_cost_at_most_one_further_all_reduce_for_each_dimension(results: list[Any]) -> None:
     """Two over each dimension along which something is sharded, and where another mesh has the same ranks no more."""
     expected = {
         "HSDP": 3,
@@ -343,4 +346,4 @@ def test_replicas_cost_at_most_one_further_all_reduce_for_each_dimension(tmp_pat
         "several meshes": 4,
         "stages of FSDP2": 4,
     }
-    assert run(all_reduces, WORLD, tmp_path) == [expected] * WORLD
+    assert [result["all-reduces"] for result in results] == [expected] * WORLD
