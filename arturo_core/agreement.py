@@ -16,7 +16,6 @@ import torch
 
 from arturo_core import learning_rate
 from arturo_core.options import Options
-from arturo_core.reductions import Reduction
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -58,15 +57,20 @@ def _rate(lr: Any) -> float | None:
 
 
 def agree(
-    reduction: Reduction, groups: Sequence[Mapping[str, Any]], options: Options, home: torch.device
+    ranks: Sequence[ProcessGroup],
+    groups: Sequence[Mapping[str, Any]],
+    options: Options,
+    home: torch.device,
+    meshes: Sequence[ProcessGroup] = (),
 ) -> torch.device:
     """Compare the optimizers of all ranks; one exchange of Python objects for each dimension of a mesh or group.
 
     Args:
-        reduction: over the ranks.
+        ranks: the process groups whose product the parameters are split over.
         groups: this rank's parameter groups.
         options: this rank's.
         home: where this rank would keep the scalars of a step.
+        meshes: the groups of the dimensions of the parameters' own meshes.
 
     Returns:
         Where it has to keep them: a rank without parameters of its own follows those whose are on an accelerator, for
@@ -76,10 +80,10 @@ def agree(
         ValueError: on every rank, if they differ in options, parameter groups or rates; the message says in which.
     """
     claims = [Claim.of(groups, options, home)]
-    for over, _ in reduction.meshes:
+    for over in meshes:
         claims = _distinct(claim for part in _exchange(claims, over, home) for claim in part)
     differing = _differing(claims, alike=True)
-    for over in reduction.groups:
+    for over in ranks:
         parts = _exchange((claims, differing), over, home)
         claims = _distinct(claim for part, _ in parts for claim in part)
         differing = next(filter(None, (found for _, found in parts)), "")

@@ -444,7 +444,8 @@ class Arturo(Persistent):
         if not reduction.distributed:
             return home
         if self._agreed is None:
-            self._agreed = agreement.agree(reduction, self.param_groups, self._options, home)
+            meshes = [group for group, _ in reduction.meshes]
+            self._agreed = agreement.agree(reduction.groups, self.param_groups, self._options, home, meshes)
         return self._agreed
 
     def _own_home(self) -> torch.device:
