@@ -1,11 +1,13 @@
-"""What the ranks of a process group have to agree on before sums over them mean anything.
+"""What the ranks that hold parts of one model have to agree on before sums over them mean anything.
 
-Parameters that say themselves how they are split need none of this: their frameworks give every rank the same groups.
+At the first step that moves they compare what their optimizers were built with. Later steps compare in their survey
+(:mod:`arturo_core.gathering`) what may change: learning rates, and whether a rank refuses the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-#: Options that say how a rank computes, not what; as weight decay and the direction, each may choose its own.
+#: Options that say how a rank computes, not what. The ranks of a process group may choose their own, as they may choose
+#: weight decay and the direction; those of a mesh hold the same parameters and may not.
 _LOCAL = ("compile", "state_dtype")
 
 
@@ -29,33 +32,45 @@ class Claim:
 
     Attributes:
         options: those that the sums depend on, by name.
-        rates: learning rates of its parameter groups; None where only a device knows.
+        own: what only ranks that hold parts of the same parameters must share, by name.
+        rates: learning rates of its parameter groups; None where only a device knows, and where there is none.
         device: type of the device where it would keep the scalars of a step.
     """
 
     options: dict[str, str]
+    own: dict[str, str]
     rates: list[float | None]
     device: str
 
     @classmethod
     def of(cls, groups: Sequence[Mapping[str, Any]], options: Options, home: torch.device) -> Claim:
-        return cls(
-            options={name: str(value) for name, value in asdict(options).items() if name not in _LOCAL},
-            rates=[float(group["lr"]) if learning_rate.known(group["lr"]) else None for group in groups],
-            device=home.type,
-        )
+        given = {name: str(value) for name, value in asdict(options).items()}
+        own = {name: given.pop(name) for name in _LOCAL}
+        for index, group in enumerate(groups):
+            for name in ("weight_decay", "maximize"):
+                own[f"{name} of parameter group {index}"] = str(group[name])
+        return cls(given, own, [_rate(group["lr"]) for group in groups], home.type)
+
+
+def _rate(lr: Any) -> float | None:
+    return float(lr) if learning_rate.known(lr) and not learning_rate.is_none(lr) else None
 
 
 def agree(
-    ranks: Sequence[ProcessGroup], groups: Sequence[Mapping[str, Any]], options: Options, home: torch.device
+    ranks: Sequence[ProcessGroup],
+    groups: Sequence[Mapping[str, Any]],
+    options: Options,
+    home: torch.device,
+    meshes: Sequence[ProcessGroup] = (),
 ) -> torch.device:
-    """Compare the optimizers of all ranks; one exchange of Python objects for each of the process groups.
+    """Compare the optimizers of all ranks; one exchange of Python objects for each dimension of a mesh or group.
 
     Args:
         ranks: the process groups whose product the parameters are split over.
         groups: this rank's parameter groups.
         options: this rank's.
         home: where this rank would keep the scalars of a step.
+        meshes: the groups of the dimensions of the parameters' own meshes.
 
     Returns:
         Where it has to keep them: a rank without parameters of its own follows those whose are on an accelerator, for
@@ -65,19 +80,54 @@ def agree(
         ValueError: on every rank, if they differ in options, parameter groups or rates; the message says in which.
     """
     claims = [Claim.of(groups, options, home)]
+    for over in meshes:
+        claims = _distinct(claim for part in _exchange(claims, over, home) for claim in part)
+    differing = _differing(claims, alike=True)
     for over in ranks:
-        gathered: list[Any] = [None] * torch.distributed.get_world_size(over)
-        with _current(home):
-            torch.distributed.all_gather_object(gathered, claims, group=over)
-        claims = [claim for part in gathered for claim in part]
-    differing = _differing(claims)
+        parts = _exchange((claims, differing), over, home)
+        claims = _distinct(claim for part, _ in parts for claim in part)
+        differing = next(filter(None, (found for _, found in parts)), "")
+    differing = differing or _differing(claims)
     if differing:
         raise ValueError(
-            f"Arturo: the optimizers of the ranks of the process group differ in {differing}. Give every rank the same "
-            "parameter groups (an empty tensor stands for a group without parameters), options and learning rates."
+            f"Arturo: the optimizers of ranks that hold parts of one model differ in {differing}. Give every rank the "
+            "same parameter groups (an empty tensor stands for a group without parameters), options and learning rates."
         )
     away = sorted({claim.device for claim in claims} - {"cpu"})
     return home if home.type in away or not away else torch.empty(0, device=away[0]).device
+
+
+def refusal(check: Callable[[], Any], together: bool) -> Exception | None:
+    """What a check of this rank's own raises: at once, or where other ranks wait for this one to be raised by all.
+
+    Args:
+        check: raises if the step cannot be taken here.
+        together: whether other ranks take part (:attr:`arturo_core.reductions.Reduction.distributed`). Then the error
+            is returned; the survey tells the other ranks of it.
+    """
+    if not together:
+        check()
+        return None
+    try:
+        check()
+    except Exception as error:
+        return error
+    return None
+
+
+def asking_nothing(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Groups with which a rank that refuses goes through a step that all ranks skip, without reading its own values."""
+    return [{**group, "lr": math.nan, "weight_decay": 0.0} for group in groups]
+
+
+def _exchange(mine: Any, over: ProcessGroup, home: torch.device) -> list[Any]:
+    """The objects of all ranks of a group; of this one alone where its backend only pretends to send."""
+    if torch.distributed.get_backend(over) == "fake":
+        return [mine]
+    gathered: list[Any] = [None] * torch.distributed.get_world_size(over)
+    with _current(home):
+        torch.distributed.all_gather_object(gathered, mine, group=over)
+    return gathered
 
 
 def _current(home: torch.device) -> AbstractContextManager[Any]:
@@ -88,15 +138,29 @@ def _current(home: torch.device) -> AbstractContextManager[Any]:
     return torch.accelerator.device_index(home.index)
 
 
-def _differing(claims: Sequence[Claim]) -> str:
-    """In what, with two of the values; nothing if all agree."""
+def _distinct(claims: Iterable[Claim]) -> list[Claim]:
+    """Each once, in their order: thousands of ranks mostly claim the same."""
+    found: list[Claim] = []
+    for claim in claims:
+        if claim not in found:
+            found.append(claim)
+    return found
+
+
+def _differing(claims: Sequence[Claim], alike: bool = False) -> str:
+    """In what, with two of the values; nothing if all agree.
+
+    Args:
+        claims: of the ranks.
+        alike: whether they hold parts of the same parameters.
+    """
     first = claims[0]
     for claim in claims:
         if len(claim.rates) != len(first.rates):
             return f"the number of parameter groups ({len(first.rates)} and {len(claim.rates)})"
-        for name, value in claim.options.items():
-            if value != first.options[name]:
-                return f"{name} ({first.options[name]} and {value})"
+        for name, value in (claim.options | (claim.own if alike else {})).items():
+            if value != (before := (first.options | first.own)[name]):
+                return f"{name} ({before} and {value})"
     for index, rates in enumerate(zip(*(claim.rates for claim in claims), strict=True)):
         known = [rate for rate in rates if rate is not None]
         if len(set(known)) > 1:

@@ -14,41 +14,51 @@ from arturo_core.kernels.chunks import Chunk, Source
 from arturo_core.options import Options
 from arturo_core.reductions import Reduction
 from arturo_core.state import holds, table
+from arturo_core.trust_region import wide_dtype
 
 Groups = Sequence[Mapping[str, Any]]
 State = Mapping[Tensor, Mapping[str, Any]]
 
 
 def gather(groups: Groups, state: State, moving: Sequence[int], reduction: Reduction, options: Options) -> list[Source]:
-    """Every parameter of the groups that move that has a gradient: what of it, and of its state, is on this rank."""
+    """Every parameter of the groups that move that has a gradient: what of it, and of its state, is on this rank.
+
+    What one parameter raises is raised after the last: gradients that are sums over ranks need all ranks of a mesh.
+    """
     names = [row.name for row in table(options) if not row.scalar]
     scalars = [row.name for row in table(options) if row.scalar]
-    found = []
+    found: list[Source] = []
+    refusal: Exception | None = None
     for index in moving:
         for param in groups[index]["params"]:
             if not holds(held := state.get(param), options):
                 continue
-            found += [
-                Source(
-                    theta=theta,
-                    grad=grad,
-                    state=tuple(statistics),
-                    scalars={name: held[name] for name in scalars},
-                    group=index,
-                    layout=reduction.number[id(param)],
-                )
-                for theta, grad, *statistics in sharding.parts(param, [held[name] for name in names])
-            ]
+            try:
+                found += [
+                    Source(
+                        theta=theta,
+                        grad=grad,
+                        state=tuple(statistics),
+                        scalars={name: held[name] for name in scalars},
+                        group=index,
+                        layout=reduction.number[id(param)],
+                    )
+                    for theta, grad, *statistics in sharding.parts(param, [held[name] for name in names])
+                ]
+            except Exception as error:
+                refusal = refusal or error
+    if refusal is not None:
+        raise refusal
     return found
 
 
 class Survey(NamedTuple):
-    """What a step knows of all ranks before it begins; tensors are 0-dimensional and wide.
+    """What a step knows of all ranks before it begins, the same on all of them; tensors are 0-dimensional and wide.
 
     Attributes:
         relative: the trust radius that the weights' size allows, infinite where lr is not in weight units. It is of all
             trainable weights: a loss that leaves some out for a step makes the others no smaller.
-        ok: 1, or 0 if a gradient is not usable, no rank has any, or ranks differ in their learning rates.
+        ok: 1, or 0 if a gradient is not usable, no rank has any, one refuses, or ranks differ in their learning rates.
         idle: whether no rank has a gradient, where that can be known without waiting for a device.
     """
 
@@ -65,48 +75,83 @@ def survey(
     reduction: Reduction,
     options: Options,
     home: torch.device,
+    refusal: Exception | None = None,
 ) -> Survey:
-    """Look at the weights, gradients and learning rates of all ranks, in one reduction.
+    """Look at the weights, gradients and learning rates of all ranks, replicas too, in one reduction.
+
+    Args:
+        groups: of the optimizer.
+        state: of the optimizer.
+        moving: indices of the groups that move here; ranks may differ in it, and then learn that their rates differ.
+        chunks: what of parameters with a gradient is on this rank.
+        reduction: over the ranks.
+        options: of the optimizer.
+        home: where scalars live.
+        refusal: why this rank cannot take the step (:func:`arturo_core.agreement.refusal`).
 
     Raises:
-        ValueError: on every rank, if ranks differ in their learning rates. Where scalars live on an accelerator the
-            step is skipped instead: reading them would wait for it.
+        Exception: the refusal of this rank.
+        ValueError: on every rank, if ranks differ in their learning rates.
+        RuntimeError: on every other rank, if one refuses.
+
+    Where scalars live on an accelerator nothing is raised, for reading them would wait for it: the step is skipped on
+    every rank, and whoever has refused raises after it.
     """
     sized = options.noise == "adaptive" and options.trust_region == "rms"
-    held = [[param for param in groups[index]["params"] if holds(state.get(param), options)] for index in moving]
-    pace = [_pace(groups, home)] if reduction.distributed else []
-    rows = []
-    for number in range(len(reduction.layouts)):
-        sums = [
-            weight_scale.sums([param for param in params if reduction.number[id(param)] == number], home)
-            for params in (held if sized else ())
-        ]
-        unusable = reductions.unusable([chunk.grad for chunk in chunks if chunk.layout == number], home)
-        present = torch.full_like(unusable, any(chunk.layout == number for chunk in chunks))
-        rows.append(torch.cat([torch.stack([unusable, present]), *sums, *pace]))
-    found = reduction.sum(torch.stack(rows))
-    ok = (found[0] == 0.0) & (found[1] > 0.0)
-    if pace:
-        count, total, squares = found[-3:].unbind()
-        # Of ranks that agree, the variance is rounding; of a rate that is not finite it is no number, and not larger.
-        differ = count * squares - total * total > 4096 * torch.finfo(found.dtype).eps * total * total
-        if is_readable(differ) and bool(differ):
-            raise ValueError(
-                "Arturo: ranks that hold parts of one model differ in their learning rates. Give all of them the same, "
-                "also where a scheduler follows a metric: reduce it over the ranks first."
-            )
-        ok = ok & ~differ
-    relative = torch.full_like(found[0], torch.inf)
-    if sized:
-        rates = [learning_rate.scalar(groups[index]["lr"], home) for index in moving]
-        relative = weight_scale.radius(found[2 : 2 + 2 * len(moving)].unflatten(0, (-1, 2)), rates)
-    return Survey(relative, ok.to(found), is_readable(found) and not bool(found[1]))
+    # As long on every rank, also where a learning rate of 0 on one of them alone leaves a group out there.
+    shape = (len(reduction.layouts), len(groups) if sized else 0, 2)
+    sizes = torch.zeros(shape, dtype=wide_dtype(home), device=home)
+    for index in moving if sized and refusal is None else ():
+        held = [param for param in groups[index]["params"] if holds(state.get(param), options)]
+        for number in range(len(reduction.layouts)):
+            sizes[number, index] = weight_scale.sums([p for p in held if reduction.number[id(p)] == number], home)
+    unusable = reductions.unusable([chunk.grad for chunk in chunks], home)
+    present, refused = torch.full_like(unusable, bool(chunks)), torch.full_like(unusable, refusal is not None)
+    pace = [_pace(groups, home, refusal)] if reduction.distributed else []
+    sums, notes = reduction.sum_and_tell(sizes, torch.cat([torch.stack([unusable, present, refused]), *pace]))
+    unusable, present, refused = notes[:3].unbind()
+    differ = _differ(*notes[3:].unbind()) if pace else torch.zeros_like(unusable, dtype=torch.bool)
+    if reduction.distributed and is_readable(notes):
+        _raise(refusal, bool(differ), bool(refused))
+    ok = (unusable == 0.0) & (present > 0.0) & (refused == 0.0) & ~differ
+    relative = torch.full_like(unusable, torch.inf)
+    if sized and moving:
+        rates = [learning_rate.scalar(groups[index]["lr"] if refusal is None else torch.inf, home) for index in moving]
+        relative = weight_scale.radius(torch.stack([sums[index] for index in moving]), rates)
+    return Survey(relative, ok.to(sums), is_readable(present) and not bool(present))
 
 
-def _pace(groups: Groups, home: torch.device) -> Tensor:
+def _raise(refusal: Exception | None, differ: bool, refused: bool) -> None:
+    """On every rank, if there is something to raise."""
+    if refusal is not None:
+        raise refusal
+    if differ:
+        raise ValueError(
+            "Arturo: ranks that hold parts of one model differ in their learning rates. Give all of them the same, "
+            "also where a scheduler follows a metric: reduce it over the ranks first."
+        )
+    if refused:
+        raise RuntimeError(
+            "Arturo: another rank that holds a part of this model cannot take the step; its own error says why. No "
+            "rank has taken it."
+        )
+
+
+def _pace(groups: Groups, home: torch.device, refusal: Exception | None) -> Tensor:
     """1, one number that follows from the learning rates of all groups, and its square; shape (3,), wide.
 
-    Their sums over ranks tell whether the number is the same everywhere.
+    Their sums over ranks tell whether the number is the same everywhere. A learning rate that its own rank refuses
+    counts as -1, unlike all that are allowed.
     """
-    number = torch.stack([(1 + i) ** 0.5 * learning_rate.scalar(group["lr"], home) for i, group in enumerate(groups)])
-    return torch.stack([torch.ones_like(number[0]), number.sum(), number.sum() ** 2])
+    rates = [
+        learning_rate.scalar(-1.0 if refusal is not None and learning_rate.is_none(group["lr"]) else group["lr"], home)
+        for group in groups
+    ]
+    number = torch.stack([(1 + index) ** 0.5 * rate for index, rate in enumerate(rates)]).sum()
+    return torch.stack([torch.ones_like(number), number, number**2])
+
+
+def _differ(count: Tensor, total: Tensor, squares: Tensor) -> Tensor:
+    """Whether ranks differ in the number of :func:`_pace`, given the sums of the three over them."""
+    # Of ranks that agree, the variance is rounding; of a rate that is not finite it is no number, and not larger.
+    return count * squares - total * total > 4096 * torch.finfo(total.dtype).eps * total * total

@@ -135,7 +135,7 @@ class LayerWatch:
             return
         ranks = sharding.process_groups(self._optimizer._process_group)
         reduction = Reduction.over(params, ranks)
-        home = self._optimizer._home()
+        home = self._optimizer._home(reduction)
         own = self._names(groups)
         names = _union([*own.values()], ranks)
         row = {name: index for index, name in enumerate(names)}

@@ -6,6 +6,7 @@ for a device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,7 +81,17 @@ def known(lr: float | Tensor) -> bool:
 
 def stands_still(lr: float | Tensor) -> bool:
     """Whether lr is known to be 0."""
-    return known(lr) and float(lr) == 0.0
+    return known(lr) and not is_none(lr) and float(lr) == 0.0
+
+
+def is_none(lr: Any) -> bool:
+    """Whether lr is known to be nothing that a group may have: no number, negative or not finite."""
+    if isinstance(lr, Tensor) and (lr.numel() != 1 or not known(lr)):
+        return lr.numel() != 1
+    try:
+        return not 0.0 <= float(lr) < math.inf
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return True
 
 
 def scalar(value: float | Tensor, device: torch.device) -> Tensor:

@@ -24,7 +24,7 @@ from arturo_core import (
 )
 from arturo_core import diagnostics as reporting
 from arturo_core.kernels import compiled, eager, reference
-from arturo_core.kernels.chunks import chunks
+from arturo_core.kernels.chunks import Chunk, Source, chunks
 from arturo_core.layouts import check_caller, check_gradient, check_layout, check_parameter, check_step
 from arturo_core.names import name_of
 from arturo_core.options import (
@@ -102,12 +102,9 @@ class Arturo(Persistent):
         compile: run the passes through ``torch.compile`` (fewer passes over memory; the first step compiles).
         process_group: ranks over which the parameters are split (a group, or a mesh), for layouts whose parameters do
             not say so themselves (FSDP1, ``ZeroRedundancyOptimizer``, pipeline stages); sums are then taken over them.
-            Every one of these ranks must have as many parameter groups, the same options and learning rates (compared
-            at the first step that moves, and after a group was added), and take the same steps: an exception on one of
-            them alone, or learning rates of 0 on one alone, leave the others waiting, as in every collective. Plain
-            parameters beside FSDP1's shards count once, and need the same gradients everywhere. Leave it None for
-            replicated (DDP) parameters and for DTensors (FSDP2, tensor parallelism), which say themselves which ranks
-            hold what.
+            Plain parameters beside FSDP1's shards count once, and need the same gradients everywhere. Leave it None
+            for replicated (DDP) parameters and for DTensors (FSDP2, tensor parallelism), which say themselves which
+            ranks hold what.
 
     Raises:
         ValueError, TypeError: an option is out of range or has no meaning in the chosen mode, a parameter is not a
@@ -115,6 +112,14 @@ class Arturo(Persistent):
             follow. The message names what is allowed.
 
     State per parameter is the table in :mod:`arturo_core.state`.
+
+    The ranks of a process group, and those of a DTensor's mesh, replicas too, decide together. At the first step that
+    moves, and after a group was added, they compare the number of parameter groups, options and learning rates; those
+    of a mesh also weight decay and ``maximize``. In every step they compare learning rates, and a gradient that is not
+    finite, or an option or gradient that is refused, counts for all. What leaves the others waiting, as in every
+    collective: an exception outside the optimizer on one rank alone, and learning rates of 0 on one alone, of a process
+    group or on accelerators always, of a mesh until there is state. Of replicated plain parameters (DDP) nothing is
+    asked, and FSDP1's hybrid strategies replicate as DDP does.
     """
 
     def __init__(
@@ -314,12 +319,14 @@ class Arturo(Persistent):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse; the optimizer was unpickled and has lost its ``process_group``; an
-                earlier step could not be finished (:class:`arturo_core.transaction.TornStep`).
+            RuntimeError: a gradient is sparse; the optimizer was unpickled and has lost its ``process_group``; another
+                rank raises; an earlier step could not be finished (:class:`arturo_core.transaction.TornStep`).
             ValueError, TypeError: an lr or weight decay was set that is negative, not finite or no number, or groups
-                differ in lr with ``trust_region="kl"``, or ranks differ in lr, options or groups (in lr the
-                step is skipped instead where parameters are on an accelerator), or a parameter's shape or device is no
-                longer that of its statistics.
+                differ in lr with ``trust_region="kl"``, or ranks differ in lr, options or groups, or a
+                parameter's shape or device is no longer that of its statistics.
+
+        With several ranks whose parameters are on an accelerator, waiting for it is avoided: where ranks differ in lr,
+        or another one raises, the step is skipped and counted instead, on all of them.
 
         Whatever is raised, also from outside as by Ctrl-C, leaves nothing half done: weights, statistics and counters
         are as before the step, or, with more than a million weights, where the step had begun to write, as after it.
@@ -343,22 +350,34 @@ class Arturo(Persistent):
         if rehearsal.is_due(taking_part):
             rehearsal.stand_in(self).step()
             return loss
-        self._check(taking_part)
-        self._allocate(taking_part)
-        moving = [index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])]
-        if not moving:
-            return loss
-        home = self._home()
-        options = self._options
         reduction = Reduction.over(taking_part, sharding.process_groups(self._process_group))
-        sources = gathering.gather(self.param_groups, self.state, moving, reduction, options)
+        new = not all(holds(self.state.get(param), self._options) for param in taking_part)
+        refusal = agreement.refusal(partial(self._prepare, taking_part), reduction.distributed)
+        moving = [index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])]
+        if not moving and (new or not self._joins_at_rest(reduction)):
+            if refusal is not None:
+                raise refusal
+            return loss
+        home = self._home(reduction)
+        options = self._options
+        sources: list[Source] = []
+        work: list[Chunk] = []
+
+        def collect() -> None:
+            sources[:] = gathering.gather(self.param_groups, self.state, moving, reduction, options)
+            work[:] = chunks(sources, self._chunk_size(home))
+
+        found = agreement.refusal(collect, reduction.distributed)
         if not sources and not reduction.distributed:
             return loss
-        work = list(chunks(sources, self._chunk_size(home)))
-        seen = gathering.survey(self.param_groups, self.state, moving, work, reduction, options, home)
-        if seen.idle:
+        refusal = refusal or found
+        if refusal is not None:
+            sources, work = [], []
+        seen = gathering.survey(self.param_groups, self.state, moving, work, reduction, options, home, refusal)
+        if seen.idle or not moving:
             return loss
-        rates = learning_rate.rates(self.param_groups, moving, options, seen.relative)
+        asking = self.param_groups if refusal is None else agreement.asking_nothing(self.param_groups)
+        rates = learning_rate.rates(asking, moving, options, seen.relative)
         lr = torch.stack([rate.lr for rate in rates.values()])
         step = Step(
             chunks=work,
@@ -381,6 +400,8 @@ class Arturo(Persistent):
         except transaction.TornStep:
             self._torn = True
             raise
+        if refusal is not None:
+            raise refusal
         return loss
 
     def _take(self, step: Step, level: Tensor, journal: Journal) -> None:
@@ -389,13 +410,26 @@ class Arturo(Persistent):
         bookkeeping.after_step(self.param_groups, step.ok, outcome, step.rates, journal)
         self._report = outcome.report
 
-    def _check(self, params: Sequence[Tensor]) -> None:
+    def _prepare(self, taking_part: Sequence[Tensor]) -> None:
+        """Check everything, and allocate what is missing."""
+        self._check(taking_part)
+        self._allocate(taking_part)
+
+    def _joins_at_rest(self, reduction: Reduction) -> bool:
+        """Whether this rank tells the others that it stands still: one of them may not.
+
+        Distributed checkpointing allocates state by a step at lr 0. Of a process group every rank without parameters
+        would do so again and again, alone.
+        """
+        return reduction.distributed and self._process_group is None and self._own_home().type == "cpu"
+
+    def _check(self, taking_part: Sequence[Tensor]) -> None:
         """Look for everything that can be wrong with groups, gradients and statistics, before any of it is used."""
         for group in self.param_groups:
             bookkeeping.adopt(group)
             if learning_rate.known(group["lr"]):
                 check_group(group, self._options)
-        for param in params:
+        for param in taking_part:
             which = partial(name_of, self.param_groups, param)
             if param.grad is not None:
                 check_gradient(param, which)
@@ -417,16 +451,19 @@ class Arturo(Persistent):
                 # Others may keep entries of their own here.
                 self.state.setdefault(param, {}).update(allocate(param, self._options))
 
-    def _home(self) -> torch.device:
+    def _home(self, reduction: Reduction) -> torch.device:
         """Where the scalars of a step live: an accelerator if any parameter is on one; the same on all ranks."""
-        devices = [param.device for param in self._taking_part()]
-        home = next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
-        if self._process_group is None:
+        home = self._own_home()
+        if not reduction.distributed:
             return home
         if self._agreed is None:
-            ranks = sharding.process_groups(self._process_group)
-            self._agreed = agreement.agree(ranks, self.param_groups, self._options, home)
+            meshes = [group for group, _ in reduction.meshes]
+            self._agreed = agreement.agree(reduction.groups, self.param_groups, self._options, home, meshes)
         return self._agreed
+
+    def _own_home(self) -> torch.device:
+        devices = [param.device for param in self._taking_part()]
+        return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
 
     def _chunk_size(self, home: torch.device) -> int:
         if home.type != "cpu":
@@ -453,7 +490,7 @@ class Arturo(Persistent):
           median over the weights that move; below 1 rounding swallows most of a step. Left out where most are 0.
         * ``innovation_ratio``: mean of e²/S, 1 when the filter is consistent.
         * ``steps``, ``skipped_steps``: steps taken, and skipped for non-finite gradients (with several ranks and an
-          accelerator also where no rank had a gradient, or ranks differed in lr).
+          accelerator also where no rank had a gradient, one raised, or ranks differed in lr).
         * ``curvature_q05``, ``_q50``, ``_q95``: curvature relative to its prior.
         * ``precision_q05``, ``_q50``, ``_q95``: precision of the weights (1/weight²).
         """

@@ -14,7 +14,15 @@ from torch.distributed import _functional_collectives as functional
 from recipes.benchmarks.scaling import __main__ as command
 from recipes.benchmarks.scaling.counting import count
 from recipes.benchmarks.scaling.measure import measure
-from recipes.benchmarks.scaling.model import DEFAULT_STEP, PAPER_STEP, Assumptions
+from recipes.benchmarks.scaling.model import (
+    DEFAULT_STEP,
+    DEFAULT_SUMS,
+    NOTES,
+    PAPER_STEP,
+    PAPER_SUMS,
+    Assumptions,
+    all_reduces,
+)
 from recipes.benchmarks.scaling.traffic import bytes_per_parameter
 
 LAYOUTS_OF_2 = ("DDP", "FSDP2", "TP", "FSDP1")
@@ -53,17 +61,22 @@ def test_replicas_send_nothing(optimizer: str, counts: dict[tuple[str, str], dic
     assert counts["DDP", optimizer]["step"] == {"calls": 0, "bytes": 0, "backend_calls": 0, "collectives": []}
 
 
-# HSDP's four ranks send along the two shards only.
-@pytest.mark.parametrize("layout", ["FSDP2", "TP", "FSDP1", "HSDP 2x2"])
+@pytest.mark.parametrize("layout", ["FSDP2", "TP", "FSDP1"])
 def test_one_sharded_dimension(layout: str, counts: dict[tuple[str, str], dict[str, Any]]) -> None:
     assert sizes(counts[layout, "arturo"]) == expected(DEFAULT_STEP)
     assert sizes(counts[layout, "arturo paper"]) == expected(PAPER_STEP)
 
 
+def test_replicas_of_a_mesh_send_one_message_more(counts: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """Along the shards as without replicas; along the replicas what all ranks tell each other, and no sums."""
+    for optimizer, step in (("arturo", DEFAULT_STEP), ("arturo paper", PAPER_STEP)):
+        assert sizes(counts["HSDP 2x2", optimizer]) == expected(step) + expected((NOTES,))
+
+
 def test_two_dimensions_and_three_layouts(counts: dict[tuple[str, str], dict[str, Any]]) -> None:
     """Matrices over both dimensions; biases and what TP leaves alone over FSDP's, in one message with the matrices."""
-    for optimizer, step in (("arturo", DEFAULT_STEP), ("arturo paper", PAPER_STEP)):
-        both = expected(step) + expected(tuple(3 * size for size in step))
+    for optimizer, sums in (("arturo", DEFAULT_SUMS), ("arturo paper", PAPER_SUMS)):
+        both = expected(all_reduces(sums)) + expected(all_reduces(sums, 3))
         assert sizes(counts["FSDP2 x TP 2x2", optimizer]) == both
 
 
@@ -114,7 +127,7 @@ def test_report_from_records(counts: dict[tuple[str, str], dict[str, Any]], tmp_
     records.write_text("".join(json.dumps(record) + "\n" for record in counts.values()))
     assert command.main(["--records", str(records), "--out", str(tmp_path), "--set", "mfu=0.5"]) == 0
     text = (tmp_path / "scaling.md").read_text()
-    assert "| FSDP2, 2 ranks | 0 | 2 (168 B) | 9 (224 B)" in text
+    assert "| FSDP2, 2 ranks | 0 | 2 (176 B) | 9 (232 B)" in text
     assert "| mfu | 0.5 |" in text
     assert {path.name for path in tmp_path.iterdir()} >= {"scaling.png", "scaling.svg", "calculated.jsonl"}
     with pytest.raises(SystemExit):

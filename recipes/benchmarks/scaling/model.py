@@ -90,10 +90,23 @@ def all_reduce_us(message: Message, given: Assumptions) -> float:
     return given.latency_factor * min(tree, ring) + 1e6 * message.bytes / given.small_bandwidth
 
 
-#: Bytes of the two all-reduces of a default step with two parameter groups: of the survey (5 + 2 a group) and of the
-#: step (6 a group), each float64. The published form adds a minimum, five evaluations of its dual and one more sum.
-DEFAULT_STEP = (72, 96)
-PAPER_STEP = (40, 8, 48, *(24,) * 5, 8)
+#: Bytes of what all ranks tell each other in the survey of a step, six float64, also replicas of a mesh.
+NOTES = 48
+
+#: Bytes of the sums of a default step with two parameter groups, for every layout: in the survey (2 a group) and in
+#: the step (6 a group), each float64. The published form has none in the survey, but a minimum, five evaluations of its
+#: dual and one more sum.
+DEFAULT_SUMS = (32, 96)
+PAPER_SUMS = (0, 8, 48, *(24,) * 5, 8)
+
+
+def all_reduces(sums: tuple[int, ...], layouts: int = 1) -> tuple[int, ...]:
+    """Bytes of a step's all-reduces over ranks that share this many layouts."""
+    survey, *others = (layouts * size for size in sums)
+    return (survey + NOTES, *others)
+
+
+DEFAULT_STEP, PAPER_STEP = all_reduces(DEFAULT_SUMS), all_reduces(PAPER_SUMS)
 
 
 def sharded_over_all(gpus: int, given: Assumptions, sizes: tuple[int, ...] = DEFAULT_STEP) -> list[Message]:
@@ -102,8 +115,10 @@ def sharded_over_all(gpus: int, given: Assumptions, sizes: tuple[int, ...] = DEF
 
 
 def sharded_in_nodes(gpus: int, given: Assumptions) -> list[Message]:
-    """HSDP: shards within a node, replicas between nodes."""
-    return [Message(size, min(gpus, given.gpus_per_node), given.gpus_per_node) for size in DEFAULT_STEP]
+    """HSDP: shards within a node; replicas between nodes, that only tell each other."""
+    within = min(gpus, given.gpus_per_node)
+    told = Message(NOTES, gpus // within, 1)
+    return [told, *(Message(size, within, given.gpus_per_node) for size in DEFAULT_STEP)]
 
 
 def sharded_with_tp(gpus: int, given: Assumptions) -> list[Message]:
@@ -113,8 +128,8 @@ def sharded_with_tp(gpus: int, given: Assumptions) -> list[Message]:
     """
     within = min(gpus, given.gpus_per_node)
     found = []
-    for size in DEFAULT_STEP:
-        found += [Message(3 * size, gpus // within, 1), Message(size, within, within)]
+    for three, one in zip(all_reduces(DEFAULT_SUMS, 3), DEFAULT_STEP, strict=True):
+        found += [Message(three, gpus // within, 1), Message(one, within, within)]
     return found
 
 
