@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from arturo_core import agreement, bookkeeping, gathering, learning_rate, readings, sharding, stepping, transaction
+from arturo_core import (
+    agreement,
+    bookkeeping,
+    gathering,
+    habits,
+    learning_rate,
+    noticing,
+    readings,
+    sharding,
+    stepping,
+    transaction,
+)
 from arturo_core import diagnostics as reporting
 from arturo_core.kernels import compiled, eager, reference
 from arturo_core.kernels.chunks import chunks
@@ -52,6 +63,11 @@ class Arturo(Persistent):
     multiplier for all parameters enforces the bound, so an instance must hold all trainable parameters of the
     model. After Dahlinger, Becker, Hüttenrauch, Neumann, "Information-Theoretic Trust Regions for Stochastic
     Gradient-Based Optimization" (arXiv 2310.20574); :meth:`paper` is the published algorithm.
+
+    Every parameter group also has a key ``momentum``, for schedulers that cycle momentum as well (``OneCycleLR`` and
+    ``CyclicLR`` with their defaults, fastai's ``fit_one_cycle``). They write it, monitors log it, and arTuRO does not
+    read it: its filter averages gradients over more steps as lr falls below its peak, which is what cycled
+    momentum is for.
 
     By default the filter calibrates itself (``noise="adaptive"``) and the bound is sized by a learning rate in
     AdamW's units (``trust_region="rms"``), so AdamW's learning rates, schedules and weight decay carry over.
@@ -107,6 +123,7 @@ class Arturo(Persistent):
     State per parameter is the table in :mod:`arturo_core.state`.
     """
 
+    @habits.explained
     def __init__(
         self,
         params: ParamsT,
@@ -151,7 +168,7 @@ class Arturo(Persistent):
         self._lost_process_group = False
         self._report = None
         self._torn = False
-        defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+        defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, habits.MOMENTUM: habits.NO_MOMENTUM}
         check_group(defaults, self._options)
         super().__init__(params, defaults)
         check_caller((param for group in self.param_groups for param in group["params"]), process_group)
@@ -225,6 +242,7 @@ class Arturo(Persistent):
         group = self.param_groups[-1]
         try:
             check_group(group, self._options)
+            habits.check_group(group)
             for param in group["params"]:
                 if takes_part(param):
                     self._check_parameter(param)
@@ -315,6 +333,7 @@ class Arturo(Persistent):
         are as before the step, or, with more than a million weights, where the step had begun to write, as after it.
         """
         check_step(self.param_groups)
+        noticing.before_step(self)
         if self._torn:
             raise transaction.TornStep(
                 "Arturo: an earlier step broke off in the middle; weights and statistics are a mixture of two steps. "
