@@ -35,26 +35,26 @@ _SCALE = (
     "how another optimizer scales its steps. arTuRO has no such option: the trust region, which lr sizes, does. "
     "Leave it out."
 )
-_SCHEDULE = "a schedule of the learning rate. arTuRO has none of its own: use torch.optim.lr_scheduler or the trainer's."
+_SCHEDULE = "a schedule of the learning rate. arTuRO has none: use torch.optim.lr_scheduler or the trainer's."
 _SEARCH = "an option of LBFGS. arTuRO has none: it takes one step per gradient, without a search. Leave it out."
-_CLIPPING = "a bound on gradients, not an option of arTuRO. Clip before the step, or not: the trust region bounds steps."
-_MEMORY = "a format of another optimizer's state. arTuRO has none: its state is float32 (see state_dtype). Leave it out."
+_CLIPPING = "a bound on gradients, not an option of arTuRO. Clip before the step, or not: its trust region bounds it."
+_MEMORY = "a format of another optimizer's state. arTuRO's is float32 or float64 (state_dtype). Leave it out."
 
 #: What somebody used to another optimizer may give, and one sentence or two about it.
 HABITS: dict[str, str] = {
-    **dict.fromkeys(("betas", "beta", "beta1", "beta2", "beta3", "adam_beta1", "adam_beta2"), _AVERAGES),
+    **dict.fromkeys(("betas", "beta", "beta1", "beta2", "beta3", "beta2_decay", "adam_beta1", "adam_beta2"), _AVERAGES),
     **dict.fromkeys(("rho", "alpha", "decay_rate", "momentum_decay", "sqr_mom", "mom"), _AVERAGES),
     **dict.fromkeys(("eps", "eps2", "epsilon", "adam_epsilon"), _DENOMINATOR),
     **dict.fromkeys((MOMENTUM, "nesterov", "dampening", "use_nesterov"), _SGD),
     **dict.fromkeys(("fused", "foreach"), _KERNELS),
     "capturable": "how torch's optimizers are made fit for CUDA graphs. arTuRO has no such option. Leave it out.",
     "differentiable": "how torch's optimizers let gradients pass through a step. arTuRO's step has none. Leave it out.",
-    **dict.fromkeys(("amsgrad", "ams_bound", "trust_coefficient", "max_trust", "clip_threshold"), _BOUND),
+    **dict.fromkeys(("amsgrad", "ams_bound", "trust_coefficient", "max_trust", "clip_threshold", "d"), _BOUND),
     **dict.fromkeys(("decoupled_weight_decay", "decouple_wd", "weight_decouple", "adam_w_mode", "fixed_decay"), _DECAY),
     **dict.fromkeys(("centered", "bias_correction", "correct_bias", "scale_parameter", "relative_step"), _SCALE),
     **dict.fromkeys(("etas", "step_sizes", "initial_accumulator_value", "ns_steps", "ns_coefficients"), _SCALE),
     **dict.fromkeys(("adjust_lr_fn", "rectify", "d0", "d_coef", "growth_rate"), _SCALE),
-    **dict.fromkeys(("lr_decay", "t0", "warmup", "warmup_steps", "warmup_init", "total_steps"), _SCHEDULE),
+    **dict.fromkeys(("lr_decay", "lambd", "t0", "warmup", "warmup_steps", "warmup_init", "total_steps"), _SCHEDULE),
     **dict.fromkeys(("max_iter", "max_eval", "history_size", "line_search_fn"), _SEARCH),
     **dict.fromkeys(("tolerance_grad", "tolerance_change"), _SEARCH),
     **dict.fromkeys(("max_grad_norm", "clip_grad", "grad_clip", "max_norm", "percentile_clipping"), _CLIPPING),

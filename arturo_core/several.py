@@ -68,8 +68,9 @@ def _below(model: nn.Module) -> set[int]:
 
 def _is_container(module: nn.Module) -> bool:
     """Whether a module may hold several models: it has no ``forward`` of its own, or is a LightningModule."""
-    mro = type(module).__mro__
-    return getattr(type(module), "forward", None) is nn.Module.forward or any(base.__name__ == "LightningModule" for base in mro)
+    kind = type(module)
+    lightning = any(base.__name__ == "LightningModule" for base in kind.__mro__)
+    return lightning or getattr(kind, "forward", None) is nn.Module.forward
 
 
 class _Holders:
@@ -110,7 +111,7 @@ class _Holders:
             return key in above[0] and any(key in other for other in above[1:])
 
         for key in filter(is_shared, above[0]):
-            module = self._modules[key]
+            module: nn.Module = self._modules[key]
             if any(is_shared(id(child)) for child in _members(module, "_modules")):
                 continue
             if not _is_container(module) or sum(key in one for one in above) > SEPARATE:

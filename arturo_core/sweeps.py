@@ -6,6 +6,7 @@ With arTuRO it hardly turns, so they suggest rates that are far too large.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,36 +24,45 @@ GROWTH, RISES, BEYOND = 1e3, 3, {"rms": 0.05, "kl": 1.0}
 #: less; and no single step makes most of it.
 LATE, SINGLE = 0.25, 0.5
 
-#: Rates that are kept; of longer rises every second one is forgotten, as often as need be.
+#: Rates that are kept; of longer rises every second, fourth ... one.
 KEPT = 1024
 
 
 class Rise:
-    """The learning rates of steps since lr last fell, each different one once."""
+    """The learning rates of steps since lr last fell, each different one once, at even distances."""
 
     def __init__(self) -> None:
-        self.rates: list[float] = []
         self.told = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self.first = self.last = 0.0
+        self._kept: list[float] = []
+        self._seen, self._every = 0, 1
 
     def see(self, lr: float) -> bool:
         """A step at lr, and whether that is another lr than before; steps at 0 say nothing."""
-        if lr <= 0.0 or not math.isfinite(lr) or (self.rates and lr == self.rates[-1]):
+        if lr <= 0.0 or not math.isfinite(lr) or lr == self.last:
             return False
-        if self.rates and lr < self.rates[-1]:
-            self.rates.clear()
-        self.rates.append(lr)
-        if len(self.rates) > KEPT:
-            del self.rates[1::2]
+        if lr < self.last:
+            self._begin()
+        self.first, self.last = self.first or lr, lr
+        if self._seen % self._every == 0:
+            self._kept.append(lr)
+        self._seen += 1
+        if len(self._kept) > KEPT:
+            del self._kept[1::2]
+            self._every *= 2
         return True
 
     def is_sweep(self, beyond: float) -> bool:
         """Whether the rates are those of a range test that has passed ``beyond``."""
-        rates = self.rates
-        if len(rates) <= RISES or rates[-1] < beyond:
+        if self._seen <= RISES or self.last < beyond:
             return False
-        total = math.log(rates[-1] / rates[0])
-        late = math.log(rates[-1] / rates[len(rates) // 2])
-        single = max(math.log(after / before) for before, after in zip(rates, rates[1:], strict=False))
+        rates = self._kept if self._kept[-1] == self.last else [*self._kept, self.last]
+        total = math.log(self.last / self.first)
+        late = math.log(self.last / rates[len(rates) // 2])
+        single = max(math.log(after / before) for before, after in itertools.pairwise(rates))
         return total >= 0.999 * math.log(GROWTH) and late >= LATE * total and single <= SINGLE * total
 
 
@@ -71,7 +81,7 @@ def notice(optimizer: Arturo) -> str | None:
         return None
     rise.told = True
     return (
-        f"lr has risen from {rise.rates[0]:.3g} to {lr:.3g} by a factor a step, as in a learning-rate range test. Do "
+        f"lr has risen from {rise.first:.3g} to {lr:.3g} by a factor a step, as in a learning-rate range test. Do "
         "not use what it suggests: a trust region keeps the loss from diverging where another optimizer's would, so "
         "the curve turns late or never. Begin with AdamW's lr, compare it in short runs with three and ten times as "
         "much by validation loss, and build a new optimizer for each run (arturo_core/TUNING.md)."

@@ -39,7 +39,8 @@ def find_arturo(optimizer: Any) -> Arturo | None:
     have properties that raise. Of an ``Arturo`` inside another it is the innermost: Lightning's wrappers are
     instances of the class they wrap, but what is set on them stays there.
     """
-    waiting, seen = deque([optimizer]), {}
+    waiting: deque[Any] = deque([optimizer])
+    seen: dict[int, Any] = {}
     while waiting and len(seen) < _ENOUGH:
         held = waiting.popleft()
         if held is None or id(held) in seen:

@@ -7,7 +7,6 @@ callbacks that are added later, so the dictionary stays as it is, and they are s
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -37,7 +36,7 @@ def _wrap(callback: Any) -> None:
 
     @functools.wraps(original)
     def on_log(self: Any, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> Any:
-        shown = brief(logs) if isinstance(logs, Mapping) else logs
+        shown = brief(logs) if isinstance(logs, dict) else logs
         return original(self, args, state, control, logs=shown, **kwargs)
 
     on_log._is_brief = True  # type: ignore[attr-defined]

@@ -74,9 +74,7 @@ def arturo_kwargs(optim_args: str | Mapping[str, Any] | None, learning_rate: flo
             kwargs[key] = _read(key, text, options[key])
         else:
             shown = _short(key)
-            raise ValueError(
-                f"optim_args: {shown}={_short(text)}: unknown key {shown!r}.{_suggestion(key, options)}"
-            )
+            raise ValueError(f"optim_args: {shown}={_short(text)}: unknown key {shown!r}.{_suggestion(key, options)}")
     if _KL_BOUND in given and kwargs.setdefault("trust_region", "kl") != "kl":
         raise ValueError(
             f"optim_args: kl_bound={_short(given[_KL_BOUND])} contradicts trust_region={kwargs['trust_region']}: "

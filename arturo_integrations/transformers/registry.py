@@ -100,10 +100,10 @@ def _wrap_trainer_lookup() -> None:
 
 def _without_effect(args: Any) -> list[str]:
     """What to say of training arguments that are not the defaults and that no ``Arturo`` is given."""
+    fields = [field for field in dataclasses.fields(args) if field.name in ("adam_beta1", "adam_beta2", "adam_epsilon")]
+    values = {field.name: getattr(args, field.name) for field in fields if getattr(args, field.name) != field.default}
     return [
-        f"TrainingArguments({field.name}={getattr(args, field.name)!r}) has no effect: {field.name} is {HABITS[field.name]}"
-        for field in dataclasses.fields(args)
-        if field.name in ("adam_beta1", "adam_beta2", "adam_epsilon") and getattr(args, field.name) != field.default
+        f"TrainingArguments({name}={value!r}) has no effect: {name} is {HABITS[name]}" for name, value in values.items()
     ]
 
 
