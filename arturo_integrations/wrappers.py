@@ -29,7 +29,7 @@ _INNER = (
 )
 
 #: Objects that are looked at: some make new ones for every attribute that is asked for.
-_ENOUGH = 1000
+_ENOUGH = 100
 
 
 def find_arturo(optimizer: Any) -> Arturo | None:
