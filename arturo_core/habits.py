@@ -21,10 +21,7 @@ _AVERAGES = (
     "every step (process_noise says how fast gradients are forgotten). Leave it out."
 )
 _DENOMINATOR = "what keeps Adam's denominator above 0. arTuRO has none: its precisions are positive. Leave it out."
-_SGD = (
-    "how SGD averages gradients. arTuRO has no such option: its Kalman filter averages them, over more steps as lr "
-    "falls below its peak. Leave it out."
-)
+_SGD = "how SGD averages gradients. arTuRO has no such option: its Kalman filter averages them. Leave it out."
 _KERNELS = (
     "a choice among the kernels of torch's own optimizers. arTuRO has its own passes: compile=True fuses them. "
     "Leave it out."

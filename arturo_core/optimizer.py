@@ -66,8 +66,8 @@ class Arturo(Persistent):
 
     Every parameter group also has a key ``momentum``, for schedulers that cycle momentum as well (``OneCycleLR`` and
     ``CyclicLR`` with their defaults, fastai's ``fit_one_cycle``). They write it, monitors log it, and arTuRO does not
-    read it: its filter averages gradients over more steps as lr falls below its peak, which is what cycled
-    momentum is for.
+    read it: its filter averages gradients itself, with "adaptive" noise over more steps as lr falls below its
+    peak, which is what cycled momentum is for.
 
     By default the filter calibrates itself (``noise="adaptive"``) and the bound is sized by a learning rate in
     AdamW's units (``trust_region="rms"``), so AdamW's learning rates, schedules and weight decay carry over.

@@ -149,7 +149,9 @@ def test_a_schedule_that_cycles_momentum_is_built_on_the_prepared_optimizer():
     other, rows = make()
     by_hand = Arturo(other.parameters(), lr=1e-2)
     by_hand_scheduler = torch.optim.lr_scheduler.OneCycleLR(by_hand, 1e-2, total_steps=7)
+    seen = set()
     for (inputs, targets), (same, wanted) in zip(batches, rows, strict=True):
+        seen.add(by_hand.param_groups[0]["momentum"])
         for key in ("lr", "momentum"):
             assert optimizer.param_groups[0][key] == by_hand.param_groups[0][key]
         accelerator.backward((model(inputs) - targets).square().mean())
@@ -160,6 +162,6 @@ def test_a_schedule_that_cycles_momentum_is_built_on_the_prepared_optimizer():
         by_hand.step()
         by_hand_scheduler.step()
         by_hand.zero_grad()
-    assert by_hand.param_groups[0]["momentum"] != 0.95, "it has moved"
+    assert len(seen) > 3, "it has moved"
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
