@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
+
+from arturo_core.options import as_float, shown
 
 P = ParamSpec("P")
 
@@ -64,7 +65,7 @@ HABITS: dict[str, str] = {
 
 def sentence(name: str, value: Any) -> str:
     """What was given, what it is, what stands for it here; long values are cut."""
-    return f"{name}={reprlib.repr(value)} is {HABITS[name]}"
+    return f"{name}={shown(value)} is {HABITS[name]}"
 
 
 def explained(init: Callable[P, None]) -> Callable[P, None]:
@@ -97,11 +98,11 @@ def check_group(group: Mapping[str, Any]) -> None:
     """
     names = [name for name in group if name in HABITS and name != MOMENTUM]
     given = {name: group[name] for name in names if group[name] is not None and group[name] is not False}
-    momentum = group.get(MOMENTUM, NO_MOMENTUM)
-    if isinstance(momentum, (bool, str)) or not hasattr(momentum, "__float__"):
-        raise TypeError(f"Arturo: momentum={reprlib.repr(momentum)} of a parameter group must be a number.")
-    if float(momentum) != NO_MOMENTUM and not group.keys() & {"max_momentum", "peak_lr"}:
-        given[MOMENTUM] = momentum
+    momentum = as_float(group.get(MOMENTUM, NO_MOMENTUM))
+    if momentum is None:
+        raise TypeError(f"Arturo: momentum={shown(group[MOMENTUM])} of a parameter group must be a number.")
+    if momentum != NO_MOMENTUM and not group.keys() & {"max_momentum", "peak_lr"}:
+        given[MOMENTUM] = group[MOMENTUM]
     if given:
         raise ValueError(
             "Arturo: in a parameter group, " + " ".join(sentence(name, value) for name, value in given.items())
