@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from arturo_core import readings
+from arturo_core import readings, sweeps
 from arturo_core.optimizer import Arturo
 
 #: Share of skipped steps, and steps to judge it by.
@@ -83,8 +83,7 @@ class Advisor:
     def _at_once(self, numbers: Mapping[str, Any], taken: int) -> dict[str, str]:
         found = {}
         options = self._optimizer._options
-        rates = [_intended(group) for group in self._optimizer.param_groups if group["params"]]
-        largest = max(rates, default=0.0)
+        largest = _largest(self._optimizer)
         if options.trust_region == "kl" and 0.0 < largest <= LARGEST_FOR_NATS:
             found["nats"] = (
                 f'lr={largest:.3g} looks like a learning rate for AdamW, but with trust_region="kl" it is the KL '
@@ -122,9 +121,10 @@ class Advisor:
         return {
             "inactive": (
                 taken and not numbers["bound_active"],
-                f"the trust region has limited none of the steps logged for {self._patience} steps: lr asks for longer "
-                "steps than the learned model does, and a larger one changes nothing. Lower it if the loss is noisy or "
-                "rises; near convergence this is as it should be.",
+                f"the trust region has limited none of the steps logged for {self._patience} steps: they end nearer, "
+                f"where the learned model allows it. {_of_larger_rates(self._optimizer)} That is ordinary near "
+                "convergence, and by itself no reason to change lr. If you doubt it, compare the validation loss of "
+                "runs with a third and three times of it.",
             ),
             "pinned": (
                 taken and abs(scale - 1.0) > 10.0 * self._optimizer._options.kl_rtol,
@@ -139,8 +139,9 @@ class Advisor:
             "clipped": (
                 clipped is True,
                 f"clipping has rescaled the gradients of every step logged for {self._patience} steps. The trust "
-                "region bounds steps already, and in our runs clipping made no difference. Set max_grad_norm to 0 "
-                "(gradient_clip_val to None), or raise it.",
+                "region bounds steps already, and the filter's noise estimate reads what clipping leaves. What it does "
+                "to the loss depends on the task: try a run with max_grad_norm=0 (gradient_clip_val=None), or with a "
+                "larger norm, and compare validation losses.",
             ),
             "rounded": (
                 taken and moving and narrow and resolution < 1.0,
@@ -158,6 +159,23 @@ def advise(advice: Iterable[str]) -> None:
         return
     for text in advice:
         warnings.warn(f"Arturo: {text}", ArturoAdvice, stacklevel=2)
+
+
+def _largest(optimizer: Arturo) -> float:
+    """The largest learning rate that is meant; of a sweep none is, and what it leaves behind is no setting."""
+    groups = [group for group in optimizer.param_groups if group["params"]]
+    if sweeps.under_way(optimizer):
+        return 0.0
+    rates = [float(group["lr"]) for group in groups] if sweeps.told(optimizer) else map(_intended, groups)
+    return max(rates, default=0.0)
+
+
+def _of_larger_rates(optimizer: Arturo) -> str:
+    """What a larger lr does to steps that the trust region does not limit."""
+    options = optimizer._options
+    if options.noise == "adaptive" and options.length_scale is None:
+        return "A larger lr still lengthens them, by way of the length ℓ, until it asks for more than counts."
+    return "A larger lr lengthens the bound alone, and so none of these steps."
 
 
 def _intended(group: Mapping[str, Any]) -> float:

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arturo_core import habits
 from arturo_core.contexts import is_fake, lasting
 from arturo_core.options import Options, as_float, check_group, shown
 from arturo_core.stepping import GroupRates, Outcome
@@ -128,7 +129,8 @@ def is_foreign(saved: Mapping[str, Any]) -> bool:
 
 def warn_of_missing(saved: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> None:
     """Name the entries that groups about to be loaded lack, if there are any."""
-    expected = {*defaults, *KEYS}
+    # Nothing depends on the schedulers' momentum, which older versions did not have.
+    expected = {*defaults, *KEYS} - {habits.MOMENTUM}
     # Distributed checkpointing loses all entries of an empty first group; there nothing depends on them.
     lacking = sorted({key for group in saved if group["params"] for key in expected - group.keys()})
     if lacking:

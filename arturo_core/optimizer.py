@@ -15,7 +15,9 @@ from arturo_core import (
     agreement,
     bookkeeping,
     gathering,
+    habits,
     learning_rate,
+    noticing,
     readings,
     rehearsal,
     sharding,
@@ -62,6 +64,11 @@ class Arturo(Persistent):
     multiplier for all parameters enforces the bound, so an instance must hold all trainable parameters of the
     model. After Dahlinger, Becker, Hüttenrauch, Neumann, "Information-Theoretic Trust Regions for Stochastic
     Gradient-Based Optimization" (arXiv 2310.20574); :meth:`paper` is the published algorithm.
+
+    Every parameter group also has a key ``momentum``, for schedulers that cycle momentum as well (``OneCycleLR`` and
+    ``CyclicLR`` with their defaults, fastai's ``fit_one_cycle``). They write it, monitors log it, and arTuRO does not
+    read it: its filter averages gradients itself, with "adaptive" noise over more steps as lr falls below its
+    peak, which is what cycled momentum is for.
 
     By default the filter calibrates itself (``noise="adaptive"``) and the bound is sized by a learning rate in
     AdamW's units (``trust_region="rms"``), so AdamW's learning rates, schedules and weight decay carry over.
@@ -122,6 +129,7 @@ class Arturo(Persistent):
     asked, and FSDP1's hybrid strategies replicate as DDP does.
     """
 
+    @habits.explained
     def __init__(
         self,
         params: ParamsT,
@@ -166,7 +174,7 @@ class Arturo(Persistent):
         self._lost_process_group = False
         self._report = None
         self._torn = False
-        defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+        defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, habits.MOMENTUM: habits.NO_MOMENTUM}
         check_group(defaults, self._options)
         super().__init__(params, defaults)
         check_caller((param for group in self.param_groups for param in group["params"]), process_group)
@@ -240,6 +248,7 @@ class Arturo(Persistent):
         group = self.param_groups[-1]
         try:
             check_group(group, self._options)
+            habits.check_group(group)
             for param in group["params"]:
                 if takes_part(param):
                     self._check_parameter(param)
@@ -332,6 +341,7 @@ class Arturo(Persistent):
         are as before the step, or, with more than a million weights, where the step had begun to write, as after it.
         """
         check_step(self.param_groups)
+        noticing.before_step(self)
         if self._torn:
             raise transaction.TornStep(
                 "Arturo: an earlier step broke off in the middle; weights and statistics are a mixture of two steps. "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from arturo_core import bookkeeping
+from arturo_core import bookkeeping, habits
 from arturo_core.contexts import lasting
 from arturo_core.diagnostics import Report
 from arturo_core.names import few, name_of
@@ -117,6 +117,7 @@ class Persistent(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch adds it to every optimizer's; this one has no such option
+        self.defaults.setdefault(habits.MOMENTUM, habits.NO_MOMENTUM)  # pickles of older versions lack it
         self.__dict__.setdefault("_process_group", None)
         self.__dict__.setdefault("_agreed", None)
         self.__dict__.setdefault("_lost_process_group", False)

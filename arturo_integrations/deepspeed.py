@@ -21,6 +21,8 @@ Configuration
     * ``"zero_allow_untested_optimizer": true`` (Accelerate and Trainer set it), and no ``"optimizer"`` section.
     * ``"gradient_clipping": 0.0``: DeepSpeed clips to 1.0 unless told otherwise. That rescales the gradients of some
       steps and not of others, while the optimizer fits a model to them; the trust region bounds steps anyway.
+    * DeepSpeed's schedules move lr. Its ``OneCycle`` would cycle momentum as ``betas``, which an ``Arturo`` has none
+      of: DeepSpeed says so and cycles lr alone.
     * Any number of parameter groups and sub-groups; float32 or bf16 weights (fp16 is not refused, but has not been
       run); ``overlap_comm`` and ``round_robin_gradients`` as you like.
     * ``offload_optimizer`` to the CPU with ``"zero_force_ds_cpu_optimizer": false``; without it Accelerate trains with

@@ -19,7 +19,7 @@ changes that). Fabric leaves logging to its user:
 ``fabric.log_dict({"loss": loss, **arturo_metrics(optimizer)}, step)``.
 
 Trainer's loggers get the same numbers from :class:`ArturoMonitor`, which every Trainer has by itself; see
-:mod:`arturo_integrations.lightning_monitor`.
+:mod:`arturo_integrations.lightning_monitor`. ``ARTURO_MONITOR=0`` in the environment switches it off.
 
 ``LightningCLI`` takes ``--optimizer=Arturo`` once this module (or ``arturo_core``) has been imported, and
 ``--optimizer=arturo_core.Arturo`` without; it builds the optimizer itself, so FSDP1 and DeepSpeed need

@@ -1,14 +1,13 @@
 """What ``Arturo`` reports, beside the loss in every logger of a Lightning Trainer.
 
 Every Trainer has an :class:`ArturoMonitor` by itself, through the entry point ``lightning.pytorch.callbacks_factory``;
-``ARTURO_MONITOR=0`` in the environment switches that off. One in ``Trainer(callbacks=[ArturoMonitor(...)])`` takes its
-place. A Trainer with other optimizers does not even import ``arturo_core``.
+one in ``Trainer(callbacks=[ArturoMonitor(...)])`` takes its place. ``ARTURO_MONITOR=0`` in the environment (or false,
+no, off) switches both off. A Trainer with other optimizers does not even import ``arturo_core``.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from arturo_integrations import switch
+
 if TYPE_CHECKING:  # imported where there is an Arturo
     from arturo_core import Arturo
     from arturo_core.layers import LayerWatch
 
-SWITCH = "ARTURO_MONITOR"
 #: A gradient whose norm has fallen by a larger share than this has been clipped; a smaller one is rounding.
 _ROUNDING = 1e-3
 
 
 def callbacks() -> list[Callback]:
     """What the entry point gives every Trainer: one monitor; none if ``ARTURO_MONITOR`` is 0, false, no or off."""
-    off = os.environ.get(SWITCH, "").strip().lower() in ("0", "false", "no", "off")
-    return [] if off else [ArturoMonitor()]
+    return [] if switch.is_off() else [ArturoMonitor()]
 
 
 @dataclass
@@ -58,7 +57,8 @@ class ArturoMonitor(Callback):
     the last step before the record. A number that a step does not have (a skipped step has no ``eta``) is logged as NaN
     once it has been logged before: Lightning would repeat the earlier one.
 
-    Does nothing in Trainers without an ``Arturo``, nor if an earlier callback of the Trainer is an ``ArturoMonitor``.
+    Does nothing in Trainers without an ``Arturo``, if an earlier callback of the Trainer is an ``ArturoMonitor``, or
+    under ``ARTURO_MONITOR=0``.
 
     Args:
         per_layer: also log ``arturo/layer/<layer>/<number>`` (:class:`arturo_core.layers.LayerWatch`; seven numbers a
@@ -81,7 +81,7 @@ class ArturoMonitor(Callback):
         """
         self._close()
         first = next((one for one in trainer.callbacks if isinstance(one, ArturoMonitor)), self)
-        if first is not self or trainer.barebones:
+        if first is not self or trainer.barebones or switch.is_off():
             return
         self._watched = _arturos(trainer.optimizers)
         if self._watched and self.per_layer:

@@ -17,12 +17,11 @@ import torch
 from arturo_core import Arturo
 from arturo_core.advice import Advisor, advise
 from arturo_core.layers import LayerWatch
+from arturo_integrations.wrappers import find_arturo
+
+__all__ = ["PREFIX", "arturo_metrics", "find_arturo", "layer_metrics", "loggable", "reported"]
 
 PREFIX = "arturo/"
-
-#: Where wrappers keep the optimizer they wrap: Accelerate and DeepSpeed, Lightning and Fabric, ZeRO.
-_INNER = ("optimizer", "_optimizer", "optim")
-
 
 #: One for each optimizer whose metrics are asked for: advice is given once.
 _advisors: WeakKeyDictionary[Arturo, Advisor] = WeakKeyDictionary()
@@ -38,7 +37,8 @@ def arturo_metrics(
     that this rank holds.
 
     Args:
-        optimizer: an ``Arturo``, or what a framework has wrapped around one (:func:`find_arturo`).
+        optimizer: an ``Arturo``, or what a framework has wrapped around one
+            (:func:`arturo_integrations.wrappers.find_arturo`).
         layers: a watch on the optimizer: if it was armed for this step, its numbers go in as well
             (:func:`layer_metrics`).
         advice: warn, once each, where the numbers speak against a setting (:class:`arturo_core.advice.ArturoAdvice`).
@@ -87,22 +87,6 @@ def layer_metrics(watch: LayerWatch) -> dict[str, float]:
         for name, value in numbers.items()
         if math.isfinite(value)
     }
-
-
-def find_arturo(optimizer: Any) -> Arturo | None:
-    """Returns the ``Arturo`` inside an optimizer's wrappers (Accelerate's, Lightning's, ZeRO's ...), or None.
-
-    The innermost: Lightning's wrappers are instances of the class they wrap, but what is set on them stays there.
-    """
-    found: Arturo | None = None
-    seen: set[int] = set()
-    while optimizer is not None and id(optimizer) not in seen:
-        if isinstance(optimizer, Arturo):
-            found = optimizer
-        seen.add(id(optimizer))
-        held = (getattr(optimizer, name, None) for name in _INNER)
-        optimizer = next((inner for inner in held if inner is not None), None)
-    return found
 
 
 def loggable(diagnostics: dict[str, Any]) -> dict[str, int | float]:

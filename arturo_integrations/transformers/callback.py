@@ -8,15 +8,21 @@ from typing import Any
 from transformers import TrainerCallback
 
 from arturo_core.layers import LayerWatch
+from arturo_integrations import switch
 from arturo_integrations.metrics import PREFIX, arturo_metrics, find_arturo, layer_metrics, reported
+from arturo_integrations.transformers import records
 
 
 class ArturoDiagnosticsCallback(TrainerCallback):
-    """Writes ``arturo/<key>`` for every number in ``optimizer.diagnostics()`` beside the logged loss.
+    """Writes ``arturo/<key>`` for every number in ``optimizer.diagnostics()`` into the training records.
+
+    A training record is known by what it holds and when it comes (:mod:`.records`), for some trainers call the loss
+    by another name.
 
     Registration puts it among the Trainer's default callbacks, which run before TensorBoard, Weights & Biases
     and the other reporters: a callback that the user passes runs after them, when they have already written
-    the record. It does nothing in a run whose optimizer is not an ``Arturo``.
+    the record. It does nothing in a run whose optimizer is not an ``Arturo``, nor under ``ARTURO_MONITOR=0``.
+    The console gets a few of the numbers (:mod:`.console`).
 
     None and non-finite values are left out: neither JSON nor every reporter can hold them.
 
@@ -30,27 +36,43 @@ class ArturoDiagnosticsCallback(TrainerCallback):
         self.per_layer = per_layer
         self.advice = advice
         self._watch: LayerWatch | None = None
+        self._due = False
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
     ) -> None:
         """Finds the optimizer of this run."""
+        self._close()
         arturo = find_arturo(optimizer)
-        if self._watch is not None:
-            self._watch.close()
-        self._watch = LayerWatch(arturo, model.named_parameters()) if arturo is not None and self.per_layer else None
+        if arturo is not None and self.per_layer and not switch.is_off():
+            self._watch = LayerWatch(arturo, kwargs.get("st_model", model).named_parameters())
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Watches the steps that will be logged."""
         batches = kwargs.get("train_dataloader")
-        if self._watch is not None and _is_logged(args, state, state.global_step + 1, batches):
+        if self._watch is not None and _is_logged(_own(args, kwargs), state, state.global_step + 1, batches):
             self._watch.arm()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What is logged from here on, inside the step, is not the Trainer's record of it."""
+        self._due = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What is logged next is the record of this step, if Trainer is about to write one."""
+        self._due = bool(control.should_log)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What is logged next is the record of the last step, if Trainer is about to write one."""
+        self._due = bool(control.should_log)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Lets go of the optimizer."""
+        self._close()
+
+    def _close(self) -> None:
         if self._watch is not None:
             self._watch.close()
-        self._watch = None
+        self._watch, self._due = None, False
 
     def on_log(
         self,
@@ -61,24 +83,29 @@ class ArturoDiagnosticsCallback(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Extends a training record in place; evaluation records and final summaries have no "loss"."""
-        if not logs or "loss" not in logs:
+        """Extends a training record in place."""
+        due, self._due = self._due, False
+        if not logs or switch.is_off() or not records.is_training(logs, due):
             return
         arturo = find_arturo(optimizer)
         # The prefix is there already when a user has added this callback a second time.
-        if arturo is None or any(key.startswith(PREFIX) for key in logs):
+        if arturo is None or any(str(key).startswith(PREFIX) for key in logs):
             return
-        clipped = _clipped(args, logs)
+        clipped = _clipped(_own(args, kwargs), logs)
         numbers = reported(lambda: arturo_metrics(arturo, advice=self.advice, clipped=clipped))
-        logs.update(numbers)
         # The Trainer has stored a copy of `logs` before it calls its callbacks; a Trainer with a `log` of its
         # own may not have.
-        if state.log_history:
-            stored = state.log_history[-1]
-            if "loss" in stored and stored.get("step") == state.global_step:
-                stored.update(numbers)
-                if self._watch is not None and self._watch.is_current:
-                    stored.update(reported(functools.partial(layer_metrics, self._watch)))
+        stored = records.stored(logs, state)
+        logs.update(numbers)
+        if stored is not None:
+            stored.update(numbers)
+            if self._watch is not None and self._watch.is_current:
+                stored.update(reported(functools.partial(layer_metrics, self._watch)))
+
+
+def _own(args: Any, others: dict[str, Any]) -> Any:
+    """The Trainer's own arguments: setfit gives callbacks its own in their place, and these beside them."""
+    return others.get("st_args", args)
 
 
 def _clipped(args: Any, logs: dict[str, Any]) -> bool | None:

@@ -19,6 +19,7 @@ from typing import Any, Literal, Union
 import torch
 
 from arturo_core import Arturo
+from arturo_core.habits import HABITS
 
 # Parameters of the constructor that must not be set from `optim_args`, and what to do instead.
 _REFUSED = {
@@ -37,6 +38,9 @@ _REFUSED = {
 }
 _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _KL_BOUND = "kl_bound"
+
+#: Characters of a text that an error repeats.
+_SHOWN = 60
 
 
 def arturo_kwargs(optim_args: str | Mapping[str, Any] | None, learning_rate: float) -> dict[str, Any]:
@@ -63,16 +67,17 @@ def arturo_kwargs(optim_args: str | Mapping[str, Any] | None, learning_rate: flo
     given = _split(optim_args)
     for key, text in given.items():
         if key in _REFUSED:
-            raise ValueError(f"optim_args: {key}={text}: {key!r} cannot be set here; {_REFUSED[key]}.")
+            raise ValueError(f"optim_args: {key}={_short(text)}: {key!r} cannot be set here; {_REFUSED[key]}.")
         if key == _KL_BOUND:
             kwargs["lr"] = _positive(key, text)
         elif key in options:
             kwargs[key] = _read(key, text, options[key])
         else:
-            raise ValueError(f"optim_args: {key}={text}: unknown key {key!r}.{_suggestion(key, options)}")
+            shown = _short(key)
+            raise ValueError(f"optim_args: {shown}={_short(text)}: unknown key {shown!r}.{_suggestion(key, options)}")
     if _KL_BOUND in given and kwargs.setdefault("trust_region", "kl") != "kl":
         raise ValueError(
-            f"optim_args: kl_bound={given[_KL_BOUND]} contradicts trust_region={given['trust_region']}: "
+            f"optim_args: kl_bound={_short(given[_KL_BOUND])} contradicts trust_region={kwargs['trust_region']}: "
             "a bound in nats is trust_region=kl. Drop one of the two."
         )
     return kwargs
@@ -100,33 +105,50 @@ def _split(optim_args: str | Mapping[str, Any] | None) -> dict[str, str]:
     if optim_args is None:
         return {}
     if isinstance(optim_args, Mapping):
-        return {str(key).strip(): str(value).strip() for key, value in optim_args.items()}
+        written = {str(key).strip(): str(value).strip() for key, value in optim_args.items()}
+        for key, text in written.items():
+            _refuse_habit(key, text)
+        return written
     pairs: dict[str, str] = {}
     for item in optim_args.split(","):
         if not item.strip():
             continue
         key, equals, text = (part.strip() for part in item.partition("="))
+        _refuse_habit(key, text)  # before what follows is read: a tuple's own commas divide it
         if not (key and equals and text):
             raise ValueError(
-                f"optim_args: {item.strip()!r} is not of the form key=value (in {optim_args!r}); "
+                f"optim_args: {_short(item.strip())!r} is not of the form key=value (in {_short(optim_args)!r}); "
                 'write for example optim_args="kl_rtol=1e-3,noise=fixed".'
             )
         if key in pairs:
-            raise ValueError(f"optim_args: {key!r} is given twice, as {pairs[key]} and as {text}.")
+            raise ValueError(
+                f"optim_args: {_short(key)!r} is given twice, as {_short(pairs[key])} and as {_short(text)}."
+            )
         pairs[key] = text
     return pairs
 
 
+def _refuse_habit(key: str, text: str) -> None:
+    """Raises a ``ValueError`` that says what stands for an option of another optimizer."""
+    if key in HABITS:
+        raise ValueError(f"optim_args: {key}={_short(text)} is {HABITS[key]}")
+
+
+def _short(text: str) -> str:
+    """The beginning of a text, and how long it is if that is not all."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+
+
 def _suggestion(key: str, options: Mapping[str, Any]) -> str:
     valid = [_KL_BOUND, *options]
-    close = difflib.get_close_matches(key, valid, n=1)
+    close = difflib.get_close_matches(key[:_SHOWN], valid, n=1)
     return (f" Did you mean {close[0]!r}?" if close else "") + f" Valid keys: {', '.join(valid)}."
 
 
 def _positive(key: str, text: str) -> float:
     value: float = _read(key, text, float)
     if not 0 < value < math.inf:
-        raise ValueError(f"optim_args: {key}={text}: expected a positive, finite number of nats.")
+        raise ValueError(f"optim_args: {key}={_short(text)}: expected a positive, finite number of nats.")
     return value
 
 
@@ -136,7 +158,7 @@ def _read(key: str, text: str, annotation: Any) -> Any:
         return _convert(text, annotation)
     except ValueError:
         expected = " or ".join(_describe(annotation))
-        raise ValueError(f"optim_args: {key}={text}: expected {expected} for {key!r}.") from None
+        raise ValueError(f"optim_args: {key}={_short(text)}: expected {expected} for {key!r}.") from None
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

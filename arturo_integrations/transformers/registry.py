@@ -5,6 +5,7 @@ Which of transformers' hooks exist is found out by looking for them, never from 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from typing import Any
@@ -13,8 +14,11 @@ import transformers.trainer as hf_trainer
 from transformers import Trainer
 
 from arturo_core import Arturo
+from arturo_core.advice import advise
+from arturo_core.habits import HABITS
 from arturo_integrations import fsdp1
 from arturo_integrations.transformers.callback import ArturoDiagnosticsCallback
+from arturo_integrations.transformers.console import shorten
 from arturo_integrations.transformers.names import OPTIMIZER_NAME, optimizer_name
 from arturo_integrations.transformers.options import arturo_kwargs
 from arturo_integrations.transformers.zero import ArturoZeroCallback, refuse_replacement
@@ -23,13 +27,14 @@ logger = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Registers the optimizer name, its construction, the logging of its diagnostics and its hook into ZeRO.
+    """Registers the optimizer's name and construction, the logging of its diagnostics and its hook into ZeRO.
 
     Importing ``arturo_integrations.transformers`` calls this. It can be called any number of times.
     """
     optimizer_name()
     _register_handler()
     _wrap_trainer_lookup()
+    shorten()
     default_callbacks: list[Any] = hf_trainer.DEFAULT_CALLBACKS
     for callback in (ArturoDiagnosticsCallback, ArturoZeroCallback):
         if callback not in default_callbacks:
@@ -55,6 +60,7 @@ def arturo_from_arguments(args: Any, model: Any = None) -> tuple[type[Arturo], d
     refuse_replacement(args)
     kwargs = arturo_kwargs(args.optim_args, args.learning_rate)
     group = None if model is None else fsdp1.process_group(model)
+    advise(_without_effect(args))
     if args.max_grad_norm and args.max_grad_norm > 0:
         _explain_clipping(args.max_grad_norm)
     if group is None:
@@ -92,11 +98,21 @@ def _wrap_trainer_lookup() -> None:
     Trainer.get_optimizer_cls_and_kwargs = staticmethod(get_optimizer_cls_and_kwargs)  # type: ignore[method-assign]
 
 
+def _without_effect(args: Any) -> list[str]:
+    """What to say of training arguments that are not the defaults and that no ``Arturo`` is given."""
+    fields = [field for field in dataclasses.fields(args) if field.name in ("adam_beta1", "adam_beta2", "adam_epsilon")]
+    values = {field.name: getattr(args, field.name) for field in fields if getattr(args, field.name) != field.default}
+    return [
+        f"TrainingArguments({name}={value!r}) has no effect: {name} is {HABITS[name]}" for name, value in values.items()
+    ]
+
+
 @functools.cache
 def _explain_clipping(max_grad_norm: float) -> None:
     # Information and not a warning: 1.0 is the Trainer's default, so nearly every run would begin with it.
     logger.info(
         "max_grad_norm=%g: clipping rescales the gradients of some steps, and Arturo fits its gradient model "
-        "to the rescaled ones. The trust region bounds the step anyway; max_grad_norm=0 turns clipping off.",
+        "to the rescaled ones. The trust region bounds the step anyway; max_grad_norm=0 turns clipping off. Which is "
+        "better depends on the task.",
         max_grad_norm,
     )

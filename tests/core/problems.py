@@ -32,6 +32,7 @@ every_noise = pytest.mark.parametrize("options", NOISES.values(), ids=NOISES.key
 GROUP_KEYS = {"params", "lr", "weight_decay", "maximize", "peak_lr", "length", "calls", "skipped", "level"} | {
     "adaptive_noise",
     "lr_in_nats",
+    "momentum",
 }
 
 SCALARS = {"step", "variance"}

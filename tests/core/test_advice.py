@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -95,9 +96,47 @@ def test_many_skipped_steps() -> None:
 
 
 def test_a_bound_that_limits_nothing() -> None:
-    found = run({"lr": 1e4, "trust_region": "kl"})
-    assert [text for text in found if "has limited none of the steps" in text]
-    assert "a larger one changes nothing" in found[-1]
+    """What a larger lr does then depends on whether the length ℓ follows it; which lr is better nobody knows yet."""
+    (found,) = [text for text in run({"lr": 1e4, "trust_region": "kl"}) if "has limited none of the steps" in text]
+    assert "A larger lr lengthens the bound alone" in found
+    vectors = [text for text in inactive({"lr": 1e-2}) if "has limited none of the steps" in text]
+    fixed = [text for text in inactive({"lr": 1e-2, "length_scale": 1e-3}) if "has limited none of the steps" in text]
+    assert "A larger lr still lengthens them" in vectors[0]
+    assert "A larger lr lengthens the bound alone" in fixed[0]
+    for text in (found, *vectors, *fixed):
+        assert "no reason to change lr" in text
+        assert "compare the validation loss" in text
+        assert "ower it" not in text
+        assert "changes nothing" not in text
+
+
+def inactive(options: dict[str, Any]) -> list[str]:
+    """Advice over made-up steps whose bound was not active; real ones need a model without matrices."""
+    optimizer = Arturo([nn.Parameter(torch.ones(2))], **options)
+    advisor = Advisor(optimizer, patience=10)
+    numbers = {**WELL_ENOUGH, "bound_active": False}
+    return [text for step in range(5, 30, 5) for text in advisor.check({**numbers, "steps": step})]
+
+
+@pytest.mark.parametrize(("options", "longer"), [({}, True), ({"length_scale": 3e-3}, False)])
+def test_what_is_said_of_larger_rates_is_so(options: dict[str, Any], longer: bool) -> None:
+    """The same step with an inactive bound, at lr and at three times as much."""
+    weight = nn.Parameter(torch.randn(64))
+    optimizer = Arturo([weight], lr=1e-2, **options)
+    for _ in range(100):
+        weight.grad = weight.detach().clone()
+        optimizer.step()
+    weight.grad = weight.detach().clone()
+    lengths = []
+    for lr in (1e-2, 3e-2):
+        moved, copied = copy.deepcopy((weight, optimizer))
+        moved.grad = weight.grad
+        copied.param_groups[0]["lr"] = lr
+        copied.step()
+        assert not copied.diagnostics()["bound_active"]
+        lengths.append(float((moved - weight).detach().norm()))
+    assert (lengths[1] > 2.0 * lengths[0]) == longer
+    assert (lengths[1] == lengths[0]) != longer
 
 
 def test_convergence_is_no_fault_of_the_noise() -> None:
@@ -170,7 +209,9 @@ def test_noise_that_does_not_fit() -> None:
 def test_clipping_at_every_step() -> None:
     found = run({"lr": 1e-3}, clipped=True)
     assert len(found) == 1
-    assert "max_grad_norm" in found[0]
+    assert "max_grad_norm=0" in found[0]
+    assert "depends on the task" in found[0]
+    assert "made no difference" not in found[0]
 
 
 def test_steps_that_bfloat16_rounds_away() -> None:

@@ -22,8 +22,8 @@ SCHEDULERS = {
     "MultiStepLR": lambda opt: lr_scheduler.MultiStepLR(opt, [2, 4]),
     "CosineAnnealingLR": lambda opt: lr_scheduler.CosineAnnealingLR(opt, 6),
     "CosineAnnealingWarmRestarts": lambda opt: lr_scheduler.CosineAnnealingWarmRestarts(opt, 3),
-    "CyclicLR": lambda opt: lr_scheduler.CyclicLR(opt, 1e-3, 1e-2, step_size_up=2, cycle_momentum=False),
-    "OneCycleLR": lambda opt: lr_scheduler.OneCycleLR(opt, 1e-2, total_steps=8, cycle_momentum=False),
+    "CyclicLR": lambda opt: lr_scheduler.CyclicLR(opt, 1e-3, 1e-2, step_size_up=2),
+    "OneCycleLR": lambda opt: lr_scheduler.OneCycleLR(opt, 1e-2, total_steps=8),
     "SequentialLR": lambda opt: lr_scheduler.SequentialLR(
         opt, [lr_scheduler.LinearLR(opt, 0.1, total_iters=2), lr_scheduler.ExponentialLR(opt, 0.9)], milestones=[2]
     ),

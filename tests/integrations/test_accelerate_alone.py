@@ -138,3 +138,30 @@ def test_a_checkpoint_goes_on_bit_for_bit(tmp_path):
     assert isinstance(find_arturo(resumed[2]), Arturo)
     assert epoch(*resumed[:3], whole[3]) == epoch(*whole)
     assert torch.equal(resumed[1].weight, whole[1].weight)
+
+
+def test_a_schedule_that_cycles_momentum_is_built_on_the_prepared_optimizer():
+    """Its rates and momenta are those of a loop without Accelerate, and so are the weights."""
+    accelerator = Accelerator(cpu=True)
+    model, batches = make()
+    model, optimizer, batches = prepare(accelerator, model, batches, lr=1e-2)
+    scheduler = accelerator.prepare(torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=7))
+    other, rows = make()
+    by_hand = Arturo(other.parameters(), lr=1e-2)
+    by_hand_scheduler = torch.optim.lr_scheduler.OneCycleLR(by_hand, 1e-2, total_steps=7)
+    seen = set()
+    for (inputs, targets), (same, wanted) in zip(batches, rows, strict=True):
+        seen.add(by_hand.param_groups[0]["momentum"])
+        for key in ("lr", "momentum"):
+            assert optimizer.param_groups[0][key] == by_hand.param_groups[0][key]
+        accelerator.backward((model(inputs) - targets).square().mean())
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        (other(same) - wanted).square().mean().backward()
+        by_hand.step()
+        by_hand_scheduler.step()
+        by_hand.zero_grad()
+    assert len(seen) > 3, "it has moved"
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)

@@ -48,8 +48,9 @@ def fit(kind, callbacks=None):
 found = {"AdamW": fit("AdamW"), "Arturo": fit("Arturo")}
 os.environ["ARTURO_MONITOR"] = "0"
 found["switched off"] = fit("Arturo")
-del os.environ["ARTURO_MONITOR"]
 from arturo_integrations.lightning import ArturoMonitor
+found["own, switched off"] = fit("Arturo", [ArturoMonitor(per_layer=True)])
+del os.environ["ARTURO_MONITOR"]
 found["own"] = fit("Arturo", [ArturoMonitor(per_layer=True)])
 print(json.dumps(found))
 """
@@ -90,6 +91,7 @@ def test_an_arturo_is_logged_without_a_line_of_code(found):
 
 def test_it_can_be_switched_off(found):
     assert found["switched off"] == {"monitors": [], "keys": [], "arturo_core": True}
+    assert found["own, switched off"] == {"monitors": ["ArturoMonitor"], "keys": [], "arturo_core": True}
 
 
 def test_an_own_monitor_takes_its_place(found):

@@ -13,7 +13,7 @@ import torch
 from arturo_core import Arturo
 from arturo_core.advice import ArturoAdvice
 from arturo_core.layers import LayerWatch
-from arturo_integrations.metrics import arturo_metrics, find_arturo
+from arturo_integrations.metrics import arturo_metrics
 
 
 def after_a_step() -> Arturo:
@@ -40,15 +40,6 @@ def test_before_the_first_step_there_are_the_counters():
 def test_another_optimizer_is_refused():
     with pytest.raises(TypeError, match=r"Arturo: no Arturo inside an optimizer of type SGD\. Pass the optimizer"):
         arturo_metrics(torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1))
-
-
-def test_the_wrappers_of_lightning_and_zero_are_looked_through():
-    optimizer = after_a_step()
-    assert find_arturo(SimpleNamespace(optim=optimizer)) is optimizer
-    wrappers = pytest.importorskip("lightning.pytorch.core.optimizer")
-    assert find_arturo(wrappers.LightningOptimizer(optimizer)) is optimizer
-    fabric = pytest.importorskip("lightning.fabric.wrappers")
-    assert find_arturo(fabric._FabricOptimizer(optimizer, strategy=None)) is optimizer
 
 
 def test_metrics_take_layers_and_give_advice_once():

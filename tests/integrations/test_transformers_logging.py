@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import warnings
@@ -18,7 +19,7 @@ from transformers import Trainer, TrainerCallback
 
 from arturo_core import Arturo
 from arturo_core.advice import ArturoAdvice
-from arturo_integrations.metrics import find_arturo, loggable
+from arturo_integrations.metrics import loggable
 from arturo_integrations.transformers import ArturoDiagnosticsCallback, log_layers
 
 
@@ -85,15 +86,59 @@ def test_tensorboard_receives_them(tmp_path, monkeypatch):
         assert written == [(record["step"], pytest.approx(record[key], rel=1e-6)) for record in records]
 
 
-def test_later_callbacks_and_the_console_receive_them(tmp_path, capsys):
+CONSOLE = {"arturo/eta", "arturo/kl_ratio", "arturo/bound_active", "arturo/step_rms", "arturo/skipped_steps"}
+
+
+@pytest.mark.parametrize("quiet", [True, False], ids=["printer", "progress bar"])
+def test_later_callbacks_receive_them_and_the_console_a_few(tmp_path, capsys, quiet):
     keeper = LogKeeper()
-    trainer = tiny_trainer(tmp_path, max_steps=2, callbacks=[keeper])
+    added_later = LogKeeper()
+    trainer = tiny_trainer(tmp_path, max_steps=2, callbacks=[keeper], disable_tqdm=quiet)
+    trainer.add_callback(added_later)
     trainer.train()
     records = loss_records(trainer)
-    assert [arturo_keys(seen) for seen in keeper.seen if "loss" in seen] == [arturo_keys(r) for r in records]
+    for one in (keeper, added_later):
+        assert [arturo_keys(seen) for seen in one.seen if "loss" in seen] == [arturo_keys(r) for r in records]
+    assert len(arturo_keys(records[-1])) > 12
     printed = [line for line in capsys.readouterr().out.splitlines() if "'loss'" in line]
     assert len(printed) == 2
-    assert all(key in line for line in printed for key in arturo_keys(records[-1]))
+    for line in printed:
+        shown = ast.literal_eval(line.strip())
+        assert arturo_keys(shown) == CONSOLE
+        assert {"loss", "learning_rate", "epoch"} <= shown.keys()
+
+
+def test_the_console_shows_records_without_our_numbers_as_they_are(tmp_path, capsys):
+    tiny_trainer(tmp_path, max_steps=2, optim="adamw_torch", eval_strategy="no").train()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    for line in lines[:2]:
+        assert ast.literal_eval(line).keys() - {"grad_norm"} == {"loss", "learning_rate", "epoch"}
+    assert "total_flos" not in lines[-1]
+    assert "train_runtime" in lines[-1]
+
+
+@pytest.mark.parametrize("value", ["0", "false", "No", "OFF", " 0 "])
+def test_one_switch_turns_numbers_and_advice_off(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("ARTURO_MONITOR", value)
+    keeper = LogKeeper()
+    own = ArturoDiagnosticsCallback(per_layer=True)
+    trainer = tiny_trainer(tmp_path, max_steps=2, learning_rate=0.5, callbacks=[keeper, own])
+    log_layers(trainer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ArturoAdvice)
+        trainer.train()
+    assert len(loss_records(trainer)) == 2
+    assert not any(arturo_keys(record) for record in [*trainer.state.log_history, *keeper.seen])
+    assert not arturo_of(trainer)._optimizer_step_pre_hooks, "no layer is watched"
+    assert arturo_of(trainer).diagnostics()["steps"] == 2
+
+
+@pytest.mark.parametrize("value", ["1", "true", "", "yes"])
+def test_other_values_of_the_switch_leave_it_on(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("ARTURO_MONITOR", value)
+    trainer = tiny_trainer(tmp_path, max_steps=1)
+    trainer.train()
+    assert "arturo/eta" in loss_records(trainer)[0]
 
 
 def test_a_run_with_another_optimizer_is_untouched(tmp_path, monkeypatch):
@@ -174,17 +219,6 @@ def test_only_finite_numbers_are_logged_as_plain_python_numbers():
     expected = {"arturo/eta": 1.5, "arturo/tensor": 0.25, "arturo/count": 3, "arturo/yes": 1, "arturo/no": 0}
     assert numbers == expected
     assert [type(value) for value in numbers.values()] == [float, float, int, int, int]
-
-
-def test_wrappers_are_looked_through():
-    optimizer = Arturo([torch.nn.Parameter(torch.zeros(2))])
-    assert find_arturo(optimizer) is optimizer
-    assert find_arturo(SimpleNamespace(optimizer=SimpleNamespace(optimizer=optimizer))) is optimizer
-    assert find_arturo(None) is None
-    assert find_arturo(torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)) is None
-    circular = SimpleNamespace()
-    circular.optimizer = circular
-    assert find_arturo(circular) is None
 
 
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])

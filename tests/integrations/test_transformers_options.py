@@ -125,6 +125,48 @@ def test_mistakes_are_named_with_what_would_have_been_right(optim_args, mentions
         assert mention in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["betas", "eps", "momentum", "amsgrad", "fused", "nesterov", "adam_beta1", "rho"])
+def test_options_of_other_optimizers_are_explained(name):
+    for given in (f"{name}=0.9", f"kl_rtol=1e-3,{name}=(0.9, 0.999)", {name: 0.9}):
+        with pytest.raises(ValueError, match=rf"^optim_args: {name}=.* is .*arTuRO") as error:
+            arturo_kwargs(given, 5e-5)
+        assert "Did you mean" not in str(error.value)
+        assert "precision_momentum" not in str(error.value)
+
+
+MUCH = "x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    "optim_args",
+    [
+        MUCH,
+        f"{MUCH}=1",
+        f"kl_rtol={MUCH}",
+        f"noise={MUCH}",
+        f"state_dtype={MUCH}",
+        f"lr={MUCH}",
+        f"params={MUCH}",
+        f"betas={MUCH}",
+        f"kl_bound={MUCH}",
+        f"kl_bound=-1{'0' * 300}{MUCH}",
+        f"noise={MUCH},noise={MUCH}",
+        f"{MUCH}=1,{MUCH}=2",
+        f"={MUCH}",
+        "x" * 1000 + ",kl_rtol=1" * 1000,
+        f"kl_bound=0.1{'0' * 1_000_000},trust_region=rms",
+        {MUCH: 1},
+        {"kl_rtol": MUCH},
+        {"noise": MUCH},
+    ],
+    ids=range(18),
+)
+def test_long_texts_are_not_repeated_whole(optim_args):
+    with pytest.raises(ValueError, match="optim_args") as error:
+        arturo_kwargs(optim_args, 5e-5)
+    assert len(str(error.value)) < 1000
+
+
 @pytest.mark.parametrize("optim_args", ["kl_rtol=1e-2,", "kl_rtol = 1e-2"])
 def test_the_trainers_own_splitting_of_the_text_does_not_get_in_the_way(tmp_path, optim_args):
     args = tiny_arguments(tmp_path, optim_args=optim_args)

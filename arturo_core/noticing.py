@@ -1,0 +1,32 @@
+"""What an optimizer notices of its surroundings, and says once: it never ends a training run."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+from arturo_core import several, sweeps
+
+if TYPE_CHECKING:
+    from arturo_core.optimizer import Arturo
+
+
+def before_step(optimizer: Arturo) -> None:
+    """Look for several optimizers of one model and for sweeps of the learning rate; cheap where there is neither."""
+    if torch.compiler.is_compiling():
+        return
+    found = [text for text in (several.notice(optimizer), sweeps.notice(optimizer)) if text is not None]
+    if found:
+        _say(found)
+
+
+def _say(found: list[str]) -> None:
+    from arturo_core.advice import ArturoAdvice, advise  # which reads optimizers, and so imports them
+
+    for text in found:
+        try:
+            advise([text])
+        except ArturoAdvice as error:  # where warnings are errors
+            logging.getLogger(__name__).warning("%s", error)
