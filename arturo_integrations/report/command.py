@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from rich.markup import escape
 from arturo_integrations.report import find
 from arturo_integrations.report.build import PAGE, write_report
 from arturo_integrations.report.errors import ReportError
-from arturo_integrations.report.names import one_line
+from arturo_integrations.report.names import one_line, shortened
 from arturo_integrations.report.page import LayerTable
 from arturo_integrations.report.read import READERS
 from arturo_integrations.report.terminal import print_layers
+
+LONGEST = 5_000  # letters of an error
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -43,7 +46,7 @@ def execute(options: argparse.Namespace) -> None:
 
 def list_runs(root: Path, console: Console, errors: Console) -> None:
     """A line for every run: its name, its loggers, when it was last written to."""
-    if root.is_file():
+    if os.path.isfile(root):
         raise ReportError(f"{root} is one log; --list is for a folder.")
     found = find.find(root)
     for note in found.left_out:
@@ -62,15 +65,17 @@ def _date(moment: float) -> str:
 
 
 def complain(error: ReportError) -> None:
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(one_line(str(error)))}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(
+        f"[bold red]error:[/] {escape(shortened(str(error), LONGEST))}", highlight=False, soft_wrap=True
+    )
 
 
 def _page(options: argparse.Namespace) -> Path:
     if options.output is None:
-        folder: Path = options.log if options.log.is_dir() else options.log.parent
+        folder: Path = options.log if os.path.isdir(options.log) else options.log.parent
         return folder / PAGE
     output: Path = options.output
-    if output.is_dir():
+    if os.path.isdir(output):
         return output / PAGE
     if output.suffix.lower() not in (".html", ".htm"):
         raise ReportError(f"--output {output}: the page is HTML; give a name that ends in .html, or a folder.")

@@ -29,6 +29,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
     stat.S_IFDIR: "a folder",
+    stat.S_IFREG: "a file",
 }
 
 
@@ -60,8 +61,15 @@ def regular(path: Path) -> os.stat_result:
     """
     found = status(path)
     if not stat.S_ISREG(found.st_mode):
-        raise ReportError(f"{path} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, not a log.")
+        raise ReportError(f"{path} is {_kind(found)}, not a log.")
     return found
+
+
+def folder(path: Path) -> None:
+    """Raise a ReportError unless there is a folder."""
+    found = status(path)
+    if not stat.S_ISDIR(found.st_mode):
+        raise ReportError(f"{path} is {_kind(found)}, not a folder.")
 
 
 def lines(path: Path) -> Iterator[str]:
@@ -145,6 +153,10 @@ def _open(path: Path) -> io.BufferedReader:
     except BaseException:
         file.close()
         raise
+
+
+def _kind(found: os.stat_result) -> str:
+    return _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
 
 
 def _why(path: Path, error: Exception) -> str:

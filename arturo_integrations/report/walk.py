@@ -44,9 +44,9 @@ def walk(root: Path) -> Logs:
     """The logs in and below a folder.
 
     Raises:
-        ReportError: it does not exist.
+        ReportError: it does not exist, or is none.
     """
-    sources.status(root)
+    sources.folder(root)
     logs = Logs()
 
     def unreadable(error: OSError) -> None:
