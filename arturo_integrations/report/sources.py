@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from arturo_integrations.report.errors import ReportError
 
@@ -124,7 +124,7 @@ def _integer(digits: str) -> int | None:
 class _Opened(io.RawIOBase):
     """A file as long as it was when it was opened: one that grows while it is read has an end, too."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.FileIO) -> None:
         self._file = file
         self._left = os.fstat(file.fileno()).st_size
 
@@ -145,14 +145,12 @@ class _Opened(io.RawIOBase):
 def _open(path: Path) -> io.BufferedReader:
     regular(path)
     # Should a pipe have taken its place since, opening it must not wait for a writer.
-    file = open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
-    try:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ReportError(f"{path} is no file any more.")
-        return io.BufferedReader(_Opened(file), 1 << 20)
-    except BaseException:
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(descriptor, "rb", buffering=0)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         file.close()
-        raise
+        raise ReportError(f"{path} is no file any more.")
+    return io.BufferedReader(_Opened(file), 1 << 20)
 
 
 def _kind(found: os.stat_result) -> str:

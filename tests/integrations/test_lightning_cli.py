@@ -141,7 +141,7 @@ def test_every_option_can_be_set_and_a_printed_configuration_is_the_same_run(com
         "lr": 0.01,
         "kl_rtol": 1e-2,
         "temperature": 0.5,
-        "state_dtype": "torch.float64",
+        "state_dtype": "float64",
         "maximize": "true",
     }
     given = [f"--optimizer.{name}={value}" for name, value in options.items()]
