@@ -88,7 +88,7 @@ class Arturo(Persistent):
         length_scale: ℓ, the displacement over which curvature is expected to change a gradient by its own noise,
             "adaptive" only (weight units). Default: 8 × the largest lr that counted so far, or 8e-3 with
             ``trust_region="kl"``.
-        state_dtype: dtype of the state under narrower parameters: ``torch.float32`` or ``torch.float64``, or their names.
+        state_dtype: dtype of the state under narrower parameters: ``torch.float32`` or ``torch.float64``, or its name.
         maximize: ascend instead of descend.
         compile: run the passes through ``torch.compile`` (fewer passes over memory; the first step compiles).
         process_group: ranks over which the parameters are split (a group, or a mesh), for layouts whose parameters do

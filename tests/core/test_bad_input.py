@@ -152,7 +152,16 @@ def test_length_scale_has_no_meaning_with_fixed_noise():
             length_scale=0.1)  # fmt: skip
 
 
-REFUSED_DTYPES = [torch.bfloat16, torch.float16, torch.int64, torch.complex64, "bfloat16", "torch.int8", "float33", "nn"]
+REFUSED_DTYPES = [
+    torch.bfloat16,
+    torch.float16,
+    torch.int64,
+    torch.complex64,
+    "bfloat16",
+    "torch.int8",
+    "float33",
+    "nn",
+]
 REFUSED_DTYPES += ["", "Tensor", None, 32, float, [torch.float32]]
 
 
@@ -186,7 +195,9 @@ def test_a_process_group_is_one(value):
 
 
 def test_a_process_group_is_one_that_the_rank_belongs_to():
-    refused(TypeError, ["rank does not belong to"], weight(), process_group=torch.distributed.GroupMember.NON_GROUP_MEMBER)
+    refused(
+        TypeError, ["rank does not belong to"], weight(), process_group=torch.distributed.GroupMember.NON_GROUP_MEMBER
+    )
 
 
 @pytest.mark.parametrize("value", [1, "default", None])

@@ -97,11 +97,11 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--max-minutes", type=float, help="hand out no run after this long")
     run.add_argument("--rerun-failed", action="store_true", help="do again what raised an exception")
     run.add_argument("--dry-run", action="store_true", help="say what could start now, and stop")
-    report = commands.add_parser("report", help="tables and figures from records")
-    report.add_argument("--results", nargs="+", type=Path, default=[RESULTS], help="files of records")
-    report.add_argument("--readme", type=Path, help="file whose marked part becomes a summary")
-    report.add_argument("--out", type=Path, help="folder (default: that of the first file)")
-    report.add_argument(
+    tables = commands.add_parser("report", help="tables and figures from records")
+    tables.add_argument("--results", nargs="+", type=Path, default=[RESULTS], help="files of records")
+    tables.add_argument("--readme", type=Path, help="file whose marked part becomes a summary")
+    tables.add_argument("--out", type=Path, help="folder (default: that of the first file)")
+    tables.add_argument(
         "--code", help="digest of an own optimizer's behaviour whose records count (default: each one's newest)"
     )
     commands.add_parser("list", help="the tasks and optimizers")
