@@ -10,6 +10,7 @@ import difflib
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from recipes.text.errors import InputError, one_line
@@ -30,7 +31,13 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An error is one line that says what was given and what is nearest to it; the exit status is 2."""
+    """An error is one line that says what was given and what is nearest to it; the exit status is 2.
+
+    Options are written out: a short form of one would be another one's name tomorrow.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
         sys.stderr.write(f"error: {one_line(message)} (--help lists the options)\n")
@@ -82,6 +89,12 @@ def threads(text: str) -> int:
     return _whole(text, "a number of threads", 1, MOST_THREADS)
 
 
+def path(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty name: give that of a file or folder, . for this folder")
+    return Path(text)
+
+
 def rate(text: str) -> float:
     """A learning rate: positive and finite."""
     return _number(text, "a positive, finite number", lambda value: value > 0)
@@ -104,7 +117,7 @@ def rate_for(text: str) -> tuple[str, float]:
     except ValueError:
         equals = ""
     if not (name.strip() and equals):
-        raise argparse.ArgumentTypeError(f"{text!r}: give OPTIMIZER=LR, such as arturo=1e-3")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: give OPTIMIZER=LR, such as arturo=1e-3")
     return name.strip(), lr
 
 
@@ -124,7 +137,7 @@ def _whole(text: str, what: str, least: int, most: int) -> int:
     except ValueError:
         value = least - 1
     if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}: give one from {least} to {most}")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {what}: give one from {least} to {most}")
     return value
 
 
@@ -134,5 +147,5 @@ def _number(text: str, what: str, allowed: Any) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and allowed(value)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {what}")
     return value

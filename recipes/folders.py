@@ -29,6 +29,13 @@ def try_folder(folder: Path, files: Sequence[str] = (), folders: Sequence[str] =
             trial.flush()
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
         raise _unusable(option, folder, error) from error
+    for name in (*files, *folders):
+        try:
+            os.lstat(folder / name)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
+            raise _unusable(option, folder / name, error) from error
     for name in files:
         if os.path.isdir(folder / name):
             raise InputError(f"{option} {folder}: {name} is a folder there, in the way of a file; choose another")
@@ -58,10 +65,10 @@ def write(path: Path, text: str) -> None:
             fresh.replace(path)
         finally:
             fresh.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): make room, or choose another folder") from error
+    except (OSError, ValueError) as error:
+        raise _unusable("", path, error) from error
 
 
 def _unusable(option: str, folder: Path, error: Exception) -> InputError:
     reason = getattr(error, "strerror", None) or str(error)
-    return InputError(f"{option} {folder} cannot be written to ({reason}): choose another folder")
+    return InputError(f"{option} {folder} cannot be written to ({reason}): choose another place".strip())

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.arguments import HelpFormatter, Parser, amount, positive, rate, seed, share
+from recipes.arguments import HelpFormatter, Parser, amount, path, positive, rate, seed, share
 from recipes.causal_lm.data import PACKAGED
 from recipes.causal_lm.model import SMALL
 from recipes.text.errors import InputError
@@ -100,9 +100,9 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--keep", type=positive, default=2, help="newest checkpoints left in place")
     add("--resume", action="store_true", help="go on from the newest complete checkpoint in --output")
     add("--stop-after", type=positive, help="end after this step, as an interruption would: to try --resume")
-    add("--against", type=Path, action="append", default=[], help="folder of an earlier run, to compare with")
+    add("--against", type=path, action="append", default=[], help="folder of an earlier run, to compare with")
     add("--log-with", help="a tracker of Accelerate's, such as tensorboard or wandb")
-    add("--output", type=Path, default=Path("runs/finetune_causal_lm"), help="folder of results")
+    add("--output", type=path, default=Path("runs/finetune_causal_lm"), help="folder of results")
     given = vars(parser.parse_args(argv))
     if given["lr"] is None:
         given["lr"] = 1e-3 if given["model"] == SMALL else 5e-5

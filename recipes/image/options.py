@@ -14,6 +14,7 @@ from recipes.arguments import (
     check_rates,
     known,
     listing,
+    path,
     positive,
     rate_for,
     seed,
@@ -102,7 +103,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     )
     add = parser.add_argument_group("data and network").add_argument
     add("--dataset", choices=tuple(SHAPES), default="fashion-mnist", help="CIFAR needs --data")
-    add("--data", type=Path, help="folder of the files; Fashion-MNIST is found where its package or our command put it")
+    add("--data", type=path, help="folder of the files; Fashion-MNIST is found where its package or our command put it")
     add("--network", choices=NETWORKS, default="cnn", help="cnn is the paper's for the data set")
     add("--train-rows", type=rows, help=f'"all", or so many; {SHORT_ROWS:,} unless --full')
     add("--validation-rows", type=positive, default=5000, help="rows of the training file held out for validation")
@@ -129,7 +130,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--checkpoint-every", type=positive, default=1, help="epochs between checkpoints")
     add("--resume", action="store_true", help="keep the finished runs in --output, go on with the unfinished one")
     add("--stop-after", type=positive, help="end after this epoch, as an interruption would: to try --resume")
-    add("--output", type=Path, default=Path("runs/lightning_image"), help="folder of results")
+    add("--output", type=path, default=Path("runs/lightning_image"), help="folder of results")
     add("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto", help="of which one device is used")
     add(
         "--threads",

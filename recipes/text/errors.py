@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,6 +26,16 @@ def reason(error: BaseException, longest: int = 300) -> str:
     """What another library's error says, in a few words: its first line that says anything."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return one_line(lines[0] if lines else type(error).__name__, longest)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A whole file; an InputError if it cannot be read, or never ends."""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise InputError(f"{path} is no file to read")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def exit_code(work: Callable[[], None]) -> int:

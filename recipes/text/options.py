@@ -16,6 +16,7 @@ from recipes.arguments import (
     amount,
     check_rates,
     listing,
+    path,
     positive,
     rate,
     rate_for,
@@ -143,7 +144,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add = parser.add_argument_group("runs").add_argument
     add("--seeds", type=seed_listing, default="0", help="one run each per optimizer, with commas")
     add("--eval-every", type=positive, help="steps between evaluations; five evaluations a run unless given")
-    add("--output", type=Path, default=Path("runs/finetune_text"), help="folder of results")
+    add("--output", type=path, default=Path("runs/finetune_text"), help="folder of results")
     add("--resume", action="store_true", help="keep the finished runs found in --output and do the others")
     add("--threads", type=threads, help="CPU threads; PyTorch decides unless given")
     given = vars(parser.parse_args(argv))

@@ -74,7 +74,7 @@ def check_tracker(name: str | None) -> None:
     """Raise an InputError unless Accelerate has a tracker of a name, and its package is installed."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    if name is not None:
+    if name not in (None, "all"):
         names = sorted(str(getattr(one, "value", one)) for one in LOGGER_TYPE_TO_CLASS)
         known("--log-with", name, names)
         if name not in {str(getattr(one, "value", one)) for one in get_available_trackers()}:
