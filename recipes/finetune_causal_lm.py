@@ -48,7 +48,7 @@ def train(options: Options, console: Console) -> None:
     from recipes.text.trial import check_schedule, check_tracker
 
     warmup = round(options.warmup * options.steps)
-    check_schedule(options.schedule, options.steps, warmup)
+    check_schedule(options.schedule, options.steps, warmup, by_step=True)
     check_tracker(options.log_with)
     accelerator = Accelerator(
         # Epochs are whole steps already: no short step at their ends.

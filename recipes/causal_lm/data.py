@@ -65,7 +65,7 @@ def read(name: str, text_column: str = "text", config: str | None = None) -> dic
         check_file(path)
         found = {"train": [read_text(path)]}
     else:
-        parts = read_datasets(name, config)
+        parts = read_datasets(name, config, tuple(PACKAGED))
         found = {part: column(table, text_column) for part, table in parts.items() if part in ("train", "validation")}
     found = {part: [text for text in texts if text.strip()] for part, texts in found.items()}
     if not found.get("train"):

@@ -186,8 +186,13 @@ def read_table(path: Path) -> Mapping[str, Iterable[Any]]:
     return {str(column): frame[column].tolist() for column in frame.columns}
 
 
-def read_datasets(name: str, config: str | None) -> dict[str, Mapping[str, Iterable[Any]]]:
-    """The parts of a `datasets` folder or hub data set, class numbers replaced by their names."""
+def read_datasets(
+    name: str, config: str | None, packaged: Iterable[str] = tuple(PACKAGED)
+) -> dict[str, Mapping[str, Iterable[Any]]]:
+    """The parts of a `datasets` folder or hub data set, class numbers replaced by their names.
+
+    `packaged`: names that would have needed none of this, for the error.
+    """
     import datasets
 
     try:
@@ -198,8 +203,8 @@ def read_datasets(name: str, config: str | None) -> dict[str, Mapping[str, Itera
             loaded = datasets.load_dataset(name, config)
     except Exception as error:  # of any type: what foreign files are taken for decides
         raise InputError(
-            f"--data {name}: not one of {', '.join(PACKAGED)}, not a CSV, TSV, JSON or JSONL file, and `datasets` "
-            f"could not load it ({reason(error)}){nearest(name, PACKAGED)}"
+            f"--data {name}: not one of {', '.join(packaged)}, not a CSV, TSV, JSON or JSONL file, and `datasets` "
+            f"could not load it ({reason(error)}){nearest(name, packaged)}"
         ) from error
     parts = loaded if isinstance(loaded, dict) else {"all": loaded}
     return {str(part): named_columns(table) for part, table in parts.items()}

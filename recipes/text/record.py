@@ -35,7 +35,7 @@ class Record:
         self.content = plain(self.content)
         if resume and os.path.lexists(self.path):
             self.content["runs"] = self.matching_runs()
-        self.replaces_earlier = self.path.exists() and not resume
+        self.replaces_earlier = os.path.exists(self.path) and not resume
 
     @property
     def runs(self) -> list[dict[str, Any]]:

@@ -40,8 +40,11 @@ def check_length(option: str, wanted: int, longest: int, config: Any) -> None:
         raise InputError(f"{option} {wanted}: the model has {positions} positions; give at most {positions}")
 
 
-def check_schedule(name: str, steps: int, warmup: int) -> None:
-    """Raise an InputError unless a schedule can be built from a name and numbers of steps."""
+def check_schedule(name: str, steps: int, warmup: int, by_step: bool = False) -> None:
+    """Raise an InputError unless a schedule can be built from a name and numbers of steps.
+
+    `by_step`: and needs nothing else after a step, such as a validation loss.
+    """
     import torch
     from transformers import get_scheduler
     from transformers.trainer_utils import SchedulerType
@@ -49,7 +52,10 @@ def check_schedule(name: str, steps: int, warmup: int) -> None:
     known("--schedule", name, [one.value for one in SchedulerType])
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
-        get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+        schedule = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+        optimizer.step()
+        if by_step:
+            schedule.step()
     except Exception as error:  # of any type: every schedule has its own needs
         raise InputError(f"--schedule {name} needs more than this recipe gives it ({reason(error)})") from error
 
