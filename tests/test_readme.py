@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import HANGS
 
 from recipes.benchmarks.quality import readme
 from recipes.benchmarks.quality import records as store
@@ -36,7 +37,7 @@ def test_example_runs(page: str, index: int, tmp_path: Path) -> None:
         env={**__import__("os").environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGS,
     )
     assert result.returncode == 0, result.stderr
 

@@ -9,6 +9,7 @@ import sys
 import zipfile
 
 import pytest
+from limits import HANGS
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -116,14 +117,14 @@ def in_process(monkeypatch):
     return run
 
 
-def python(*arguments, cwd, env=None, timeout=90):
+def python(*arguments, cwd, env=None):
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=HANGS,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import HANGS
 
 from recipes import finetune_text
 
@@ -21,7 +22,7 @@ def start(*arguments):
     nowhere = "http://127.0.0.1:9"
     environment = {**os.environ, "http_proxy": nowhere, "https_proxy": nowhere, "COLUMNS": "100"}
     command = [sys.executable, "-m", "recipes.finetune_text", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS)
 
 
 def inside(*arguments):
