@@ -49,11 +49,6 @@ def test_readme_has_examples_and_names_the_two_commands() -> None:
     assert "make test" in text
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_no_figure_is_missing(page: str) -> None:
-    assert "@@" not in (ROOT / page).read_text(encoding="utf-8")
-
-
 def test_every_file_the_readme_links_to_exists() -> None:
     for page in PAGES:
         folder = (ROOT / page).parent

@@ -251,7 +251,12 @@ def test_global_options_in_a_group(name):
 def test_global_options_repeated_in_a_group():
     """As ``ZeroRedundancyOptimizer`` does with every argument it was given."""
     given = {"trust_region": "kl", "kl_rtol": 1e-2, "temperature": 2.0, "length_scale": None, "compile": False}
-    Arturo([{"params": weight(), **given}], **given)
+    optimizer = Arturo([{"params": weight(), **given}], **given)
+    chosen = optimizer._options
+    assert {key: getattr(chosen, key) for key in given if key != "length_scale"} == {
+        key: value for key, value in given.items() if key != "length_scale"
+    }
+    assert optimizer.param_groups[0]["trust_region"] == "kl"
 
 
 # -- parameters --------------------------------------------------------------------------------------------------------

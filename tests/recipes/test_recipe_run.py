@@ -83,7 +83,7 @@ def test_defaults_run_offline_and_write_everything(tmp_path):
     }
     for step in (2, 3):
         assert 0 < logged["arturo"][step]["arturo/kl_ratio"] <= 1.01
-        assert logged["arturo"][step]["arturo/eta"] >= 0
+        assert logged["arturo"][step]["arturo/eta"] >= 2.0 * (1 - 1e-6)  # its least: a third of Newton's step
     assert not any("arturo" in key for entry in logged["adamw"].values() for key in entry)
     # Before the first step: same head, same batch, same dropout; afterwards the optimizers differ.
     assert logged["arturo"][1]["loss"] == logged["adamw"][1]["loss"]
