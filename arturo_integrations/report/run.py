@@ -33,7 +33,7 @@ TRAIN_LOSS = (
 _VALIDATION_LOSS = re.compile(r"(eval|val|valid|validation)[_/](.+[_/])?loss(_epoch)?(/dataloader_idx_\d+)?")
 _LEARNING_RATE = re.compile(r"(train/)?(learning_rate|lr)|lr[-/].+(?<!-momentum)(?<!-weight_decay)")
 # Loggers put prefixes of their own before ours; where there are several optimizers, their index follows it.
-_ARTURO = re.compile(rf"(?:^|.*?[/_.-]){PREFIX}(?:(\d{1, 9})/)?")
+_ARTURO = re.compile(rf"(?:^|.*?[/_.-]){PREFIX}(?:(\d{{1,9}})/)?")
 
 
 @dataclass(frozen=True)
