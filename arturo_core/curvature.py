@@ -137,7 +137,7 @@ class Gains(NamedTuple):
     gradient: Tensor  # k, the filter's gain for ĝ
     noise: Tensor  # the gain of the noise estimate
     curvature: Tensor  # v, variance of log s
-    predicted: Tensor  # p, predicted variance of ĝ in units of R (not a gain: never zeroed)
+    predicted: Tensor  # p, predicted variance of ĝ in units of R (0 when the step is being skipped)
     level: Tensor  # logarithm of the mean of s at the last step (0 when the step is being skipped)
 
 

@@ -33,6 +33,7 @@ from arturo_core.options import (
     PAPER,
     PAPER_KL_BOUND,
     check_group,
+    check_process_group,
     make_options,
 )
 from arturo_core.persistence import Persistent
@@ -104,7 +105,7 @@ class Arturo(Persistent):
         length_scale: ℓ, the displacement over which curvature is expected to change a gradient by its own noise,
             "adaptive" only (weight units). Default: 8 × the largest lr that counted so far, or 8e-3 with
             ``trust_region="kl"``.
-        state_dtype: dtype of the state under narrower parameters: ``torch.float32`` or ``torch.float64``.
+        state_dtype: dtype of the state under narrower parameters: ``torch.float32`` or ``torch.float64``, or its name.
         maximize: ascend instead of descend.
         compile: run the passes through ``torch.compile`` (fewer passes over memory; the first step compiles).
         process_group: ranks over which the parameters are split (a group, or a mesh), for layouts whose parameters do
@@ -148,7 +149,7 @@ class Arturo(Persistent):
         measurement_noise: float | None = None,
         process_noise: float | None = None,
         length_scale: float | None = None,
-        state_dtype: torch.dtype = torch.float32,
+        state_dtype: torch.dtype | str = torch.float32,
         maximize: bool = False,
         compile: bool = False,
         process_group: ProcessGroup | DeviceMesh | None = None,
@@ -169,6 +170,7 @@ class Arturo(Persistent):
             measurement_noise=measurement_noise,
             process_noise=process_noise,
         )
+        check_process_group(process_group)
         self._process_group = process_group
         self._agreed = None
         self._lost_process_group = False
@@ -297,6 +299,7 @@ class Arturo(Persistent):
         """
         if (wrapped := self._wrapped()) is not None:
             return wrapped.split_over(process_group)
+        check_process_group(process_group)
         for group in self.param_groups:
             for param in group["params"]:
                 if takes_part(param):

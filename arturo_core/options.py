@@ -123,7 +123,7 @@ def make_options(
     noise: str,
     kl_rtol: float,
     length_scale: float | None,
-    state_dtype: torch.dtype,
+    state_dtype: torch.dtype | str,
     compile: bool,
     **given: float | None,
 ) -> Options:
@@ -141,12 +141,7 @@ def make_options(
             f"Arturo: kl_rtol={kl_rtol} must lie between 0 and 1 (exclusive): it is the relative tolerance to "
             "which the step meets its KL bound, 1e-3 by default."
         )
-    if state_dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"Arturo: state_dtype={state_dtype} is not supported: use torch.float32 (the default, also for "
-            "bfloat16 weights) or torch.float64. The filter adds increments far below the resolution of half "
-            "precision."
-        )
+    state_dtype = check_state_dtype(state_dtype)
     if not isinstance(compile, bool):
         raise TypeError(f"Arturo: compile={compile!r} must be True or False.")
     if length_scale is not None:
@@ -195,6 +190,45 @@ def make_options(
         state_dtype=state_dtype,
         compile=compile,
         **values,
+    )
+
+
+def check_state_dtype(value: Any) -> torch.dtype:
+    """The dtype of the state, from a dtype or its name ("float32", "torch.float32").
+
+    Raises:
+        ValueError: it is none, or one that the filter cannot work in.
+    """
+    found = getattr(torch, value.strip().removeprefix("torch."), None) if isinstance(value, str) else value
+    use = "use torch.float32 (the default, also for bfloat16 weights) or torch.float64, or their names."
+    if isinstance(found, torch.dtype):
+        if found in (torch.float32, torch.float64):
+            return found
+        raise ValueError(
+            f"Arturo: state_dtype={value} is not supported: {use} The filter adds increments far below the resolution "
+            "of half precision."
+        )
+    raise ValueError(f"Arturo: state_dtype={str(value)[:60]!r} ({type(value).__name__}) is no dtype: {use}")
+
+
+def check_process_group(value: Any) -> None:
+    """Raise ``TypeError`` unless it is None, a process group or a device mesh."""
+    if value is None:
+        return
+    if torch.distributed.is_available():
+        from torch.distributed import GroupMember, ProcessGroup
+        from torch.distributed.device_mesh import DeviceMesh
+
+        if isinstance(value, (ProcessGroup, DeviceMesh)):
+            return
+        if isinstance(value, int) and value == GroupMember.NON_GROUP_MEMBER:
+            raise TypeError(
+                "Arturo: process_group is one that this rank does not belong to: give every rank the group that holds "
+                "the ranks which its own parameters are split over."
+            )
+    raise TypeError(
+        f"Arturo: process_group={str(value)[:60]!r} is of type {type(value).__name__}: it takes a "
+        "torch.distributed.ProcessGroup (torch.distributed.group.WORLD, or one of new_group), a DeviceMesh, or None."
     )
 
 
@@ -273,7 +307,10 @@ def check_group(group: dict[str, Any], options: Options) -> None:
     if type(maximize).__name__ not in ("bool", "bool_"):  # NumPy's too
         raise TypeError(f"Arturo: maximize={shown(maximize)} must be True or False.")
     for name in (*PAPER, *_GLOBAL):
-        if name in group and group[name] not in (None, getattr(options, name, None)):
+        given = group.get(name)
+        if name == "state_dtype" and given is not None:
+            given = check_state_dtype(given)
+        if given not in (None, getattr(options, name, None)):
             raise ValueError(
                 f"Arturo: {name} cannot differ between parameter groups, because one multiplier couples all "
                 f"parameters: give it to Arturo(..., {name}=...) instead. A group may set lr, weight_decay, maximize."

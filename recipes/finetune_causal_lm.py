@@ -29,6 +29,7 @@ from recipes.causal_lm import checkpoints, report
 from recipes.causal_lm import options as command_line
 from recipes.causal_lm.data import Order
 from recipes.causal_lm.options import Options
+from recipes.folders import try_folder
 from recipes.text.errors import exit_code
 from recipes.text.record import environment
 
@@ -44,7 +45,11 @@ def train(options: Options, console: Console) -> None:
 
     from arturo_integrations.accelerate import prepare
     from recipes.causal_lm import data, model
+    from recipes.text.trial import check_schedule, check_tracker
 
+    warmup = round(options.warmup * options.steps)
+    check_schedule(options.schedule, options.steps, warmup, by_step=True)
+    check_tracker(options.log_with)
     accelerator = Accelerator(
         # Epochs are whole steps already: no short step at their ends.
         gradient_accumulation_plugin=GradientAccumulationPlugin(options.accumulate, sync_with_dataloader=False),
@@ -55,14 +60,16 @@ def train(options: Options, console: Console) -> None:
     earlier = [report.read(folder) for folder in options.against]
     checkpoint = checkpoints.find(options.output, options.settings()) if options.resume else None
 
-    set_seed(options.seed)  # the same new weights on every process
-    network, tokenizer = model.load(options.model, options.block)
-    parameters = sum(weights.numel() for weights in network.parameters())  # now: FSDP leaves a part
+    tokenizer = model.load_tokenizer(options.model, options.block)
     with accelerator.main_process_first():  # who downloads, if there is something to download
         texts = data.read(options.data, options.text_column, options.data_config)
     blocks = data.blocks(texts, tokenizer, options.block, options.eval_blocks)
     order = data.Order(len(blocks.parts["train"]), options.batch_size, options.seed)
     batches, held_out = data.loaders(blocks, order, micro_batch)
+    try_folder(options.output, files=("metrics.json", "curves.png"), folders=("model", "checkpoints"))
+    set_seed(options.seed)  # the same new weights on every process
+    network = model.load(options.model, options.block)
+    parameters = sum(weights.numel() for weights in network.parameters())  # now: FSDP leaves a part
 
     def groups(module: Any) -> Any:
         return model.decay_groups(module, options.weight_decay)
@@ -75,7 +82,6 @@ def train(options: Options, console: Console) -> None:
         adamw = torch.optim.AdamW(groups(network), lr=options.lr)
         network, optimizer, batches, held_out = accelerator.prepare(network, adamw, batches, held_out)
     # Not prepared: Accelerate would step it once for every process.
-    warmup = round(options.warmup * options.steps)
     scheduler = get_scheduler(options.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=options.steps)
     progress = checkpoints.Progress()
     accelerator.register_for_checkpointing(scheduler, progress)

@@ -20,6 +20,8 @@ from typing import Any
 
 from rich.console import Console
 
+from recipes.arguments import known
+from recipes.folders import try_folder
 from recipes.text import options as command_line
 from recipes.text import packaged, report
 from recipes.text.data import TextData, load, majority
@@ -36,25 +38,27 @@ def fine_tune(options: Options, optimizer: str, seed: int, data: TextData) -> di
         DataCollatorWithPadding,
         ProgressCallback,
         Trainer,
-        TrainingArguments,
         set_seed,
     )
 
-    import arturo_integrations.transformers  # noqa: F401  (importing it is what makes optim="arturo" known)
     from recipes.text.metrics import compute_metrics, state_bytes
     from recipes.text.progress import ShortProgress
     from recipes.text.record import environment
+    from recipes.text.trial import check_length, load_model
 
     begin, begin_cpu = time.perf_counter(), time.process_time()
     set_seed(seed)  # before the model: the new classification head is drawn here
-    weights = packaged.minilm() if options.model == packaged.MINILM else options.model
-    tokenizer = AutoTokenizer.from_pretrained(weights)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        weights,
-        num_labels=len(data.label_names),
-        id2label=dict(enumerate(data.label_names)),
-        label2id={name: index for index, name in enumerate(data.label_names)},
-        ignore_mismatched_sizes=True,  # a head for another number of classes gives way to a new one
+    tokenizer = load_model(options.model, packaged.MINILM, lambda: AutoTokenizer.from_pretrained(weights(options)))
+    model = load_model(
+        options.model,
+        packaged.MINILM,
+        lambda: AutoModelForSequenceClassification.from_pretrained(
+            weights(options),
+            num_labels=len(data.label_names),
+            id2label=dict(enumerate(data.label_names)),
+            label2id={name: index for index, name in enumerate(data.label_names)},
+            ignore_mismatched_sizes=True,  # a head for another number of classes gives way to a new one
+        ),
     )
     if tokenizer.pad_token is None:  # GPT-like models
         tokenizer.pad_token = tokenizer.eos_token
@@ -63,41 +67,22 @@ def fine_tune(options: Options, optimizer: str, seed: int, data: TextData) -> di
     def encode(part: str) -> Dataset:
         texts = [text for text, _ in data.parts[part]]
         tokens = tokenizer(texts, truncation=True, max_length=options.max_length)
+        check_length("--max-length", options.max_length, max(map(len, tokens["input_ids"])), model.config)
         return Dataset.from_dict({**tokens, "label": data.labels(part)})
 
     def encode_by_length(part: str) -> Dataset:
         rows = encode(part)  # for scores the order is free, and neighbours of one length need little padding
         return rows.select(sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"])))
 
+    parts = {"train": encode("train")} | {part: encode_by_length(part) for part in ("validation", "test")}
     steps = options.steps(len(data.parts["train"]))
     every = options.eval_steps(steps)
-    arguments = TrainingArguments(
-        output_dir=str(options.output),
-        optim=command_line.TRAINER_NAMES.get(optimizer, optimizer),
-        optim_args=options.optim_args if optimizer == "arturo" else None,
-        learning_rate=options.learning_rate(optimizer),
-        lr_scheduler_type=options.schedule,
-        warmup_steps=round(options.warmup * steps),
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.clipping(optimizer),
-        max_steps=steps,
-        per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=64,
-        seed=seed,  # the data order too
-        eval_strategy="steps",
-        eval_steps=every,
-        eval_on_start=True,
-        logging_steps=max(1, steps // 25),
-        logging_first_step=True,
-        save_strategy="no",
-        report_to="none",
-        dataloader_pin_memory=False,
-    )
+    arguments = training_arguments(options, optimizer, seed, steps)
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=encode("train"),
-        eval_dataset=encode_by_length("validation"),
+        train_dataset=parts["train"],
+        eval_dataset=parts["validation"],
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_metrics,
     )
@@ -111,7 +96,7 @@ def fine_tune(options: Options, optimizer: str, seed: int, data: TextData) -> di
         trainer.evaluate()
         history = list(trainer.state.log_history)
     last = [entry for entry in history if "eval_loss" in entry][-1]
-    test = trainer.evaluate(encode_by_length("test"), metric_key_prefix="test")
+    test = trainer.evaluate(parts["test"], metric_key_prefix="test")
     return {
         "optimizer": optimizer,
         "trainer_optim": arguments.optim,
@@ -130,6 +115,60 @@ def fine_tune(options: Options, optimizer: str, seed: int, data: TextData) -> di
         "environment": environment(),
         "history": history,
     }
+
+
+def weights(options: Options) -> str:
+    """The folder of the packaged model, or the name that was given."""
+    return packaged.minilm() if options.model == packaged.MINILM else options.model
+
+
+def training_arguments(options: Options, optimizer: str, seed: int, steps: int) -> Any:
+    """What the Trainer is told; `optim="arturo"` is all that is arTuRO's here."""
+    from transformers import TrainingArguments
+
+    import arturo_integrations.transformers  # noqa: F401  (importing it is what makes optim="arturo" known)
+
+    return TrainingArguments(
+        output_dir=str(options.output),
+        optim=command_line.TRAINER_NAMES.get(optimizer, optimizer),
+        optim_args=options.optim_args if optimizer == "arturo" else None,
+        learning_rate=options.learning_rate(optimizer),
+        lr_scheduler_type=options.schedule,
+        warmup_steps=round(options.warmup * steps),
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.clipping(optimizer),
+        max_steps=steps,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=64,
+        seed=seed,  # the data order too
+        eval_strategy="steps",
+        eval_steps=options.eval_steps(steps),
+        eval_on_start=True,
+        logging_steps=max(1, steps // 25),
+        logging_first_step=True,
+        save_strategy="no",
+        report_to="none",
+        dataloader_pin_memory=False,
+    )
+
+
+def check(options: Options, data: TextData) -> None:
+    """Raise an InputError, before anything is trained, for what a run would stumble over."""
+    from transformers import AutoConfig
+
+    import arturo_integrations.transformers  # noqa: F401
+    from recipes.text.trial import check_optimizer, check_schedule, load_model, optimizer_names
+
+    names = [*command_line.TRAINER_NAMES, *optimizer_names()]
+    steps = options.steps(len(data.parts["train"]))
+    check_schedule(options.schedule, steps, round(options.warmup * steps))
+    for optimizer in options.optimizers:
+        known("--optimizers", optimizer, names)
+    for optimizer in options.optimizers:
+        named = "--optim-args" if optimizer == "arturo" and options.optim_args else f"--optimizers {optimizer}"
+        check_optimizer(named, training_arguments(options, optimizer, options.seeds[0], steps))
+    load_model(options.model, packaged.MINILM, lambda: AutoConfig.from_pretrained(weights(options)))
+    try_folder(options.output, files=("metrics.json", "metrics.previous.json", "results.md", "curves.png"))
 
 
 def compare(options: Options, console: Console) -> None:
@@ -155,6 +194,7 @@ def compare(options: Options, console: Console) -> None:
         )
     described = data.summary() | {"majority": {part: majority(data, part) for part in ("validation", "test")}}
     record = Record(options.output, options.settings(), described, options.resume)
+    check(options, data)
     for number, (seed, optimizer) in enumerate(options.runs, 1):
         name = f"run {number}/{len(options.runs)}: {optimizer}, seed {seed}"
         if record.has(optimizer, seed):

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from recipes.folders import try_folder
 from recipes.text.errors import InputError, exit_code
 from recipes.text.record import Record, environment
 
@@ -147,6 +148,9 @@ def compare(options: Options, console: Console) -> None:
             split_seed=options.split_seed,
         )
     Order(len(images.parts["train"][1]), options.batch_size, 0)  # raises where there is no full batch
+    saving = ("metrics.json", "metrics.previous.json", "curves.png", "curves.svg")
+    models = [f"{run_name(optimizer, seed)}.ckpt" for seed, optimizer in options.runs]
+    try_folder(options.output, files=(*saving, *models), folders=("logs", "checkpoints"))
     saved = {run: checkpoints.complete(options.output, run_name(run[1], run[0])) for run in options.runs}
     if not options.resume:
         if any(saved.values()):

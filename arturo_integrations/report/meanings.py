@@ -13,7 +13,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "step_rms": ("weight units", "Root mean square of the step, without weight decay and before rounding."),
     "step_resolution": (
         "",
-        "RMS of the step over RMS of half the spacing of neighbouring weights: below 1 rounding swallows steps.",
+        "RMS of the step over the median of half the spacing of neighbouring weights: below 1 rounding swallows steps.",
     ),
     "innovation_ratio": ("", "Squared surprise of the gradients over what the filter expected: 1 if it is consistent."),
     "steps": ("steps", "Steps that were taken."),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from arturo_integrations.report.errors import ReportError
+from arturo_integrations.report.events import tensorboard
+from arturo_integrations.report.names import one_line, some
+from arturo_integrations.report.sources import BrokenJSON, TooDeep, decode, lines, whole
 
 #: Names of the step in a record.
 STEP = ("step", "global_step")
+#: Steps beyond it are no whole numbers of float64 any more.
+LAST_STEP = 1 << 53
 
 
 class Log:
@@ -26,18 +29,27 @@ class Log:
         self.notes: list[str] = []
 
     def add(self, key: str, step: int, value: float) -> None:
-        self.columns.setdefault(key, {})[step] = value
+        self.columns.setdefault(one_line(key), {})[step] = value
+
+    def forget_from(self, step: int) -> None:
+        """Leave out what was logged at a step and after it."""
+        for key, column in list(self.columns.items()):
+            kept = {at: value for at, value in column.items() if at < step}
+            if kept:
+                self.columns[key] = kept
+            else:
+                del self.columns[key]
 
     def add_record(self, record: dict[str, Any]) -> bool:
         """Every number of a record; False if it has no step."""
         step = next((step for step in map(record.get, STEP) if step is not None), None)
-        whole = None if isinstance(step, bool) else number(step)
-        if whole is None or not whole.is_integer():
+        at = None if isinstance(step, bool) else number(step)
+        if at is None or not at.is_integer() or abs(at) > LAST_STEP:
             return False
         for key, value in record.items():
             converted = number(value)
             if key not in STEP and converted is not None:
-                self.add(key, int(whole), converted)
+                self.add(key, int(at), converted)
         return True
 
 
@@ -55,8 +67,10 @@ def number(value: Any) -> float | None:
 def trainer_state(path: Path, log: Log) -> None:
     """``log_history`` of a trainer_state.json."""
     try:
-        content = json.loads(_text(path))
-    except json.JSONDecodeError as error:
+        content = decode(whole(path))
+    except TooDeep as error:
+        raise ReportError(f"{path}: {error}; no trainer_state.json is.") from error
+    except BrokenJSON as error:
         raise ReportError(
             f"{path} is not whole JSON ({error}); it may have been cut off while it was written. Give an older "
             "checkpoint's trainer_state.json instead."
@@ -70,11 +84,11 @@ def trainer_state(path: Path, log: Log) -> None:
 
 def csv_metrics(path: Path, log: Log) -> None:
     """Lightning's metrics.csv: rows of different kinds in turn, cells empty where a row has no such number."""
-    rows = csv.DictReader(_lines(path), restkey="", strict=True)
+    rows = csv.DictReader(lines(path), restkey="", strict=True)
     try:
         if "step" not in (rows.fieldnames or ()):
             raise ReportError(
-                f'{path} has no column "step" in its first line ({", ".join((rows.fieldnames or [])[:8]) or "empty"}): '
+                f'{path} has no column "step" in its first line ({some(list(rows.fieldnames or [])) or "empty"}): '
                 "it is not a metrics.csv of Lightning's CSVLogger."
             )
         for row in rows:
@@ -90,15 +104,17 @@ def csv_metrics(path: Path, log: Log) -> None:
 def json_lines(path: Path, log: Log) -> None:
     """A record a line: ``{"step": 10, "loss": 0.5, "arturo/eta": 2.1}``; a half-written last line is left out."""
     without_step = records = 0
-    broken: tuple[int, json.JSONDecodeError] | None = None
-    for at, line in enumerate(_lines(path), start=1):
+    broken: tuple[int, BrokenJSON] | None = None
+    for at, line in enumerate(lines(path), start=1):
         if not line.strip():
             continue
         if broken is not None:
             raise ReportError(f"{path}, line {broken[0]}: not JSON ({broken[1]}). Every line has to be one record.")
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = decode(line)
+        except TooDeep as error:
+            raise ReportError(f"{path}, line {at}: {error}; no record of a log is.") from error
+        except BrokenJSON as error:
             broken = (at, error)
             continue
         if not isinstance(record, dict):
@@ -119,31 +135,6 @@ def json_lines(path: Path, log: Log) -> None:
         log.notes.append(f'{path.name}: {without_step} of {records} records have no "step" and were left out.')
 
 
-def tensorboard(path: Path, log: Log) -> None:
-    """Scalars of one event file, or of all event files in a folder, by TensorBoard's own reader."""
-    try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-        from tensorboard.util import tensor_util
-    except ImportError as error:
-        raise ReportError(
-            f"{path} holds TensorBoard event files, and tensorboard is not installed: pip install tensorboard"
-        ) from error
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every second graph in a resumed run
-    # 0: all of them. Its own default keeps a random sample of 10,000.
-    events = EventAccumulator(str(path), size_guidance={"scalars": 0, "tensors": 0})
-    try:
-        events.Reload()
-    except Exception as error:  # of any type: what a foreign file is taken for decides
-        raise ReportError(f"{path}: TensorBoard cannot read its event files ({error}).") from error
-    for tag in events.Tags()["scalars"]:
-        for event in events.Scalars(tag):
-            log.add(tag, event.step, event.value)
-    for tag in events.Tags()["tensors"]:
-        if events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars":
-            for event in events.Tensors(tag):
-                log.add(tag, event.step, float(tensor_util.make_ndarray(event.tensor_proto)))
-
-
 #: By the kind of a source (:mod:`find`): who writes it, in words, and its reader.
 READERS: dict[str, tuple[str, Callable[[Path, Log], None]]] = {
     "trainer": ("Hugging Face Trainer", trainer_state),
@@ -162,17 +153,3 @@ def read(kind: str, path: Path) -> Log:
     log = Log()
     READERS[kind][1](path, log)
     return log
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            yield from lines
-    except UnicodeDecodeError as error:
-        raise ReportError(f"{path} is not text ({error.reason} at byte {error.start}).") from error
-    except OSError as error:
-        raise ReportError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _text(path: Path) -> str:
-    return "".join(_lines(path))

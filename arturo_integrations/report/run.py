@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from arturo_integrations.metrics import PREFIX
 from arturo_integrations.report.errors import NothingLogged, ReportError
+from arturo_integrations.report.names import one_line, some
 
 #: What the readers deliver: for every key, its values by step.
 Columns = Mapping[str, Mapping[int, float]]
@@ -32,7 +33,7 @@ TRAIN_LOSS = (
 _VALIDATION_LOSS = re.compile(r"(eval|val|valid|validation)[_/](.+[_/])?loss(_epoch)?(/dataloader_idx_\d+)?")
 _LEARNING_RATE = re.compile(r"(train/)?(learning_rate|lr)|lr[-/].+(?<!-momentum)(?<!-weight_decay)")
 # Loggers put prefixes of their own before ours; where there are several optimizers, their index follows it.
-_ARTURO = re.compile(rf"(?:^|.*?[/_.-]){PREFIX}(?:(\d+)/)?")
+_ARTURO = re.compile(rf"(?:^|.*?[/_.-]){PREFIX}(?:(\d{{1,9}})/)?")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def sort(name: str, origin: str, kind: str, columns: Columns, notes: list[str], 
         NothingLogged: none of the columns is one that the report shows.
         ReportError: there is no optimizer with this index.
     """
-    run = Run(name, origin, kind, {}, {}, {}, {}, {}, list(notes))
+    run = Run(one_line(name), one_line(origin), kind, {}, {}, {}, {}, {}, [one_line(note) for note in notes])
     ours = {key: prefix for key in columns if (prefix := _ARTURO.match(key)) is not None}
     shown = _choose_optimizer(run, [prefix[1] for prefix in ours.values()], optimizer)
     for key, column in columns.items():
@@ -121,7 +122,7 @@ def sort(name: str, origin: str, kind: str, columns: Columns, notes: list[str], 
     if loss is not None:
         run.loss[loss] = Series.of(columns[loss])
     if not run.all_series():
-        held = ", ".join(sorted(columns)[:8]) or "no numbers at all"
+        held = some(sorted(columns)) or "no numbers at all"
         raise NothingLogged(
             f"{origin}: nothing to show. Looked for keys that begin with {PREFIX!r}, a loss "
             f"({', '.join(TRAIN_LOSS[:3])}; eval_loss, val_loss, eval/loss) and a learning rate (learning_rate, lr, "
@@ -147,7 +148,7 @@ def _choose_optimizer(run: Run, indices: list[str | None], wanted: int | None) -
         shown = str(wanted)
     else:
         raise ReportError(
-            f"{run.origin}: no optimizer {wanted} was logged; found: {', '.join(found) or 'one, without index'}."
+            f"{run.origin}: no optimizer {wanted} was logged; found: {some(found) or 'one, without index'}."
         )
     others = [index for index in found if index != shown]
     if others:
@@ -176,4 +177,10 @@ def _model_order(layers: dict[str, dict[str, Series]]) -> dict[str, dict[str, Se
 
 def natural(name: str) -> list[tuple[int, int, str]]:
     """A sort key that puts ``layers.2`` before ``layers.10``."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    return [_number_key(part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def _number_key(digits: str) -> tuple[int, int, str]:
+    """Orders whole numbers as they are written, of any length: more digits, the larger number."""
+    digits = digits.lstrip("0")
+    return (0, len(digits), digits)

@@ -10,6 +10,8 @@ from typing import Any
 import matplotlib.style
 from matplotlib.figure import Figure
 
+from arturo_integrations.report.names import shortened
+
 # Blue, orange, green and pink after Okabe and Ito, told apart with every form of colour blindness; dashes repeat it.
 INK, MUTED, GRID = "#1f2430", "#5b6472", "#d5dae1"
 BLUE, ORANGE, GREEN, PINK, RED = "#0072b2", "#c85200", "#00825e", "#b0558f", "#c62828"
@@ -95,14 +97,6 @@ def printable(name: str, longest: int = 44) -> str:
     Dollar signs, which would begin a formula, are escaped.
     """
     return shortened(name, longest).replace("$", r"\$")
-
-
-def shortened(name: str, longest: int) -> str:
-    """A name in at most ``longest`` characters, all of them printable: the middle gives way."""
-    name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
-    if len(name) <= longest:
-        return name
-    return f"{name[: longest // 2]}…{name[len(name) - (longest - longest // 2 - 1) :]}"
 
 
 def _save(figure: Figure, form: str, background: bool, **options: Any) -> bytes:

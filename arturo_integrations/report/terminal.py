@@ -12,9 +12,9 @@ from rich.table import Table
 
 from arturo_integrations.report.layers import NOTABLE, Row, percent
 from arturo_integrations.report.meanings import LAYER_MEANINGS
+from arturo_integrations.report.names import shortened
 from arturo_integrations.report.page import LayerTable
 from arturo_integrations.report.panels import short
-from arturo_integrations.report.style import shortened
 
 WIDE = 134  # columns of a terminal from which all numbers are shown
 SHARES = ("kl_share", "curvature_learned", "curvature_floored")

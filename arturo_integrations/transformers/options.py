@@ -164,7 +164,9 @@ def _read(key: str, text: str, annotation: Any) -> Any:
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
     """The members of a union that have a text form; the annotation itself if it is not a union."""
     if typing.get_origin(annotation) in (Union, types.UnionType):
-        return tuple(member for member in typing.get_args(annotation) if _has_text_form(member))
+        members = tuple(member for member in typing.get_args(annotation) if _has_text_form(member))
+        # A str beside a dtype is its name, and no other text.
+        return tuple(member for member in members if member is not str or torch.dtype not in members)
     return (annotation,)
 
 
@@ -178,7 +180,9 @@ def _has_text_form(annotation: Any) -> bool:
 def _convert(text: str, annotation: Any) -> Any:
     """Converts a text to a type; raises a bare ``ValueError`` if it cannot."""
     alternatives = _alternatives(annotation)
-    if alternatives != (annotation,):
+    if len(alternatives) == 1:
+        annotation = alternatives[0]
+    else:
         # None first: "none" means None even where a string would do.
         for member in sorted(alternatives, key=lambda member: member is not type(None)):
             with contextlib.suppress(ValueError):

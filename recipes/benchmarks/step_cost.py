@@ -13,9 +13,9 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ from rich.table import Table
 from torch.optim import AdamW, Optimizer
 
 from arturo_core import Arturo, __version__
+from recipes.arguments import Parser, listing, nearest, path, positive, threads
+from recipes.folders import try_file, write
+from recipes.text.errors import exit_code
 
 _TRANSFORMER: list[tuple[int, ...]] = [(12000, 384), (512, 384)]
 _TRANSFORMER += [(384, 384)] * 24 + [(1536, 384)] * 6 + [(384, 1536)] * 6 + [(384,)] * 66 + [(1536,)] * 6
@@ -124,18 +127,30 @@ def measure(shapes: Sequence[tuple[int, ...]], names: Sequence[str], rounds: int
     return rows
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see ``--help``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="interleaved rounds (default 30)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    return exit_code(lambda: work(arguments))
+
+
+def work(arguments: Sequence[str] | None) -> None:
+    """Measure, print, and write if told."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=positive, default=30, help="interleaved rounds (default 30)")
+    parser.add_argument("--threads", type=threads, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--optimizers", default=",".join(OPTIMIZERS), help="comma-separated subset")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=path, help="also write the figures here")
     options = parser.parse_args(arguments)
-    names = [name.strip() for name in options.optimizers.split(",")]
+    names = listing(options.optimizers)
     if unknown := [name for name in names if name not in OPTIMIZERS]:
-        parser.error(f"unknown optimizer {', '.join(unknown)}: choose from {', '.join(OPTIMIZERS)}")
+        hint = nearest(unknown[0], OPTIMIZERS)
+        parser.error(f"unknown optimizer {', '.join(unknown)}: choose from {', '.join(OPTIMIZERS)}{hint}")
+    if not names:
+        parser.error("--optimizers needs at least one entry")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no CUDA device here; choose cpu")
+    if options.json:
+        try_file(options.json, "--json")
     if options.rounds < 2:
         parser.error("--rounds must be at least 2: the spread needs two")
     names = [BASELINE, *(name for name in names if name != BASELINE)]
@@ -162,9 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(table)
     console.print(header)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write(options.json, json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from recipes.folders import write
 from recipes.text.errors import InputError
-from recipes.text.record import plain
+from recipes.text.record import plain, read_json
 
 FORMAT = 1
 MARK = "complete.json"  # written last: a checkpoint without it was interrupted
@@ -48,8 +49,7 @@ def save(accelerator: Any, output: Path, step: int, settings: dict[str, Any], ke
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         mark = json.dumps({"format": FORMAT, "settings": plain(settings)})
-        (path / f"{MARK}.new").write_text(mark, encoding="utf-8")
-        (path / f"{MARK}.new").replace(path / MARK)  # all of it or nothing
+        write(path / MARK, mark)
         for old in complete(output)[:-keep]:
             shutil.rmtree(old)
 
@@ -63,14 +63,16 @@ def find(output: Path, settings: dict[str, Any]) -> Path:
     found = complete(output)
     if not found:
         raise InputError(f"{output} has no complete checkpoint; start without --resume, and with --checkpoint-every")
-    earlier = json.loads((found[-1] / MARK).read_text(encoding="utf-8"))
+    earlier = read_json(found[-1] / MARK, "delete this checkpoint to go on from the one before")
+    if not isinstance(earlier.get("settings"), dict):
+        raise InputError(f"{found[-1] / MARK} has no settings; delete this checkpoint to go on from the one before")
     wanted = json.loads(json.dumps(plain(settings)))
     differing = [
         f"{key} was {earlier['settings'].get(key)!r}, now {value!r}"
         for key, value in wanted.items()
         if earlier["settings"].get(key) != value
     ]
-    if differing or earlier["format"] != FORMAT:
-        told = "; ".join(differing) or f"its format is {earlier['format']}, not {FORMAT}"
+    if differing or earlier.get("format") != FORMAT:
+        told = "; ".join(differing) or f"its format is {earlier.get('format')}, not {FORMAT}"
         raise InputError(f"{found[-1]} cannot be resumed: {told}. Choose another --output")
     return found[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from recipes.text.data import read_datasets, read_table
+from recipes.arguments import nearest
+from recipes.text.data import check_file, missing, read_datasets, read_table
 from recipes.text.errors import InputError
 from recipes.text.packaged import package_file
 
@@ -56,14 +58,14 @@ def read(name: str, text_column: str = "text", config: str | None = None) -> dic
     suffix = path.suffix.lower()
     if name in PACKAGED:
         found = {"train": PACKAGED[name]()}
-    elif suffix in (".csv", ".tsv", ".json", ".jsonl", ".txt", ".md", ".py") and not path.is_file():
-        raise InputError(f"no such file: {name}")
     elif suffix in (".csv", ".tsv", ".json", ".jsonl"):
+        check_file(path)
         found = {"train": column(read_table(path), text_column)}
-    elif path.is_file():
-        found = {"train": [path.read_text(encoding="utf-8", errors="replace")]}
+    elif suffix in (".txt", ".md", ".py") or os.path.isfile(path):
+        check_file(path)
+        found = {"train": [read_text(path)]}
     else:
-        parts = read_datasets(name, config)
+        parts = read_datasets(name, config, tuple(PACKAGED))
         found = {part: column(table, text_column) for part, table in parts.items() if part in ("train", "validation")}
     found = {part: [text for text in texts if text.strip()] for part, texts in found.items()}
     if not found.get("train"):
@@ -71,11 +73,27 @@ def read(name: str, text_column: str = "text", config: str | None = None) -> dic
     return found
 
 
+def read_text(path: Path) -> str:
+    """A text file. Of other encodings than UTF-8 only some letters would be left: an InputError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8, for example by "
+            "iconv -f latin1 -t utf-8"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+
+
 def column(table: Any, name: str) -> list[str]:
     names = list(table)
     if name not in names:
-        raise InputError(f"no column {name!r}; choose one of these with --text-column: {', '.join(map(str, names))}")
-    return [str(text) for text in table[name] if text is not None]
+        hint = nearest(name, names)
+        raise InputError(
+            f"no column {name!r}; choose one of these with --text-column: {', '.join(map(str, names))}{hint}"
+        )
+    return [str(text) for text in table[name] if not missing(text)]
 
 
 def split(texts: Sequence[str]) -> dict[str, list[str]]:

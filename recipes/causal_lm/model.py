@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from recipes.text.trial import check_length, load_model
+
 SMALL = "small"
 #: Of GPT-2's architecture, 0.4 M parameters with blocks of 128; so few that dropout would only slow it down.
 SMALL_SHAPE: dict[str, Any] = {"n_layer": 3, "n_embd": 96, "n_head": 4}
@@ -23,12 +25,30 @@ class Bytes:
         return {"input_ids": [list(text.encode()) for text in texts]}
 
 
-def load(name: str, block: int) -> tuple[nn.Module, Any]:
-    """A model and its tokenizer, for blocks of so many tokens; draws new weights from torch's generator."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+def load_tokenizer(name: str, block: int) -> Any:
+    """The tokenizer of a model.
+
+    Raises:
+        InputError: it cannot be loaded, or the model has fewer positions than a block has tokens.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    if name == SMALL:
+        return Bytes()
+    check_length("--block", block, block, load_model(name, SMALL, lambda: AutoConfig.from_pretrained(name)))
+    return load_model(name, SMALL, lambda: AutoTokenizer.from_pretrained(name))
+
+
+def load(name: str, block: int) -> nn.Module:
+    """A model for blocks of so many tokens; draws new weights from torch's generator.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
     if name != SMALL:
-        return AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+        return load_model(name, SMALL, lambda: AutoModelForCausalLM.from_pretrained(name))
     config = GPT2Config(
         vocab_size=Bytes.vocabulary,
         n_positions=block,
@@ -39,7 +59,7 @@ def load(name: str, block: int) -> tuple[nn.Module, Any]:
     )
     model = GPT2LMHeadModel(config)
     model.loss_type = "ForCausalLM"  # which its name does not tell; it would be the default, with a warning
-    return model, Bytes()
+    return model
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.arguments import HelpFormatter, Parser, amount, path, positive, rate, seed, share
 from recipes.causal_lm.data import PACKAGED
 from recipes.causal_lm.model import SMALL
 from recipes.text.errors import InputError
-from recipes.text.options import HelpFormatter, positive
 
 # Options that say where, how and how far to run, and leave every step of the run alone.
 NOT_SETTINGS = ("output", "resume", "stop_after", "checkpoint_every", "keep", "against", "log_with", "accumulate")
@@ -49,8 +49,8 @@ class Options:
     @property
     def offline(self) -> bool:
         """Whether model and data are both on this machine, so that no hub need be asked."""
-        return (self.model == SMALL or Path(self.model).exists()) and (
-            self.data in PACKAGED or Path(self.data).exists()
+        return (self.model == SMALL or os.path.exists(self.model)) and (
+            self.data in PACKAGED or os.path.exists(self.data)
         )
 
     def micro_batch(self, processes: int) -> int:
@@ -70,7 +70,7 @@ class Options:
 
 def parse(argv: Sequence[str] | None = None) -> Options:
     """Read the command line; `--help` prints what each option means."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m recipes.finetune_causal_lm",
         description="Train or fine-tune a causal language model with arTuRO (or AdamW) through Accelerate. Without "
         "options a small transformer learns Python's standard library byte by byte, and nothing comes from a network.",
@@ -84,15 +84,15 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--block", type=positive, default=128, help="tokens of a training example")
     add = parser.add_argument_group("training").add_argument
     add("--optimizer", choices=("arturo", "adamw"), default="arturo", help="of torch for adamw")
-    add("--lr", type=float, help=f"peak learning rate; 1e-3 for {SMALL} and 5e-5 for pretrained models unless given")
+    add("--lr", type=rate, help=f"peak learning rate; 1e-3 for {SMALL} and 5e-5 for pretrained models unless given")
     add("--schedule", default="cosine", help="any of `transformers.get_scheduler`")
-    add("--warmup", type=float, default=0.05, help="share of the steps over which the rate rises from 0")
-    add("--weight-decay", type=float, default=0.0, help="decoupled, for all but biases and normalisation")
-    add("--max-grad-norm", type=float, help="0 for no clipping; unless given, none for arturo and 1.0 for adamw")
+    add("--warmup", type=share, default=0.05, help="share of the steps over which the rate rises from 0")
+    add("--weight-decay", type=amount, default=0.0, help="decoupled, for all but biases and normalisation")
+    add("--max-grad-norm", type=amount, help="0 for no clipping; unless given, none for arturo and 1.0 for adamw")
     add("--steps", type=positive, default=300, help="optimizer steps")
     add("--batch-size", type=positive, default=16, help="blocks of an optimizer step, of all processes together")
     add("--accumulate", type=positive, default=1, help="parts that a step's blocks are worked through in")
-    add("--seed", type=int, default=0, help="of the data order, of new weights, of dropout")
+    add("--seed", type=seed, default=0, help="of the data order, of new weights, of dropout")
     add = parser.add_argument_group("runs").add_argument
     add("--eval-every", type=positive, help="steps between evaluations; ten evaluations a run unless given")
     add("--eval-blocks", type=positive, default=64, help="validation blocks, evenly spaced")
@@ -100,9 +100,9 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--keep", type=positive, default=2, help="newest checkpoints left in place")
     add("--resume", action="store_true", help="go on from the newest complete checkpoint in --output")
     add("--stop-after", type=positive, help="end after this step, as an interruption would: to try --resume")
-    add("--against", type=Path, action="append", default=[], help="folder of an earlier run, to compare with")
+    add("--against", type=path, action="append", default=[], help="folder of an earlier run, to compare with")
     add("--log-with", help="a tracker of Accelerate's, such as tensorboard or wandb")
-    add("--output", type=Path, default=Path("runs/finetune_causal_lm"), help="folder of results")
+    add("--output", type=path, default=Path("runs/finetune_causal_lm"), help="folder of results")
     given = vars(parser.parse_args(argv))
     if given["lr"] is None:
         given["lr"] = 1e-3 if given["model"] == SMALL else 5e-5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,35 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from recipes.folders import write as write_whole
 from recipes.text.errors import InputError
-from recipes.text.record import plain
+from recipes.text.record import plain, read_json
 
 Run = dict[str, Any]
 
 
 def write(run: Run, folder: Path) -> None:
-    """metrics.json: a new one beside it, then put in its place."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / "metrics.json.new"
-    fresh.write_text(json.dumps(plain(run), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    fresh.replace(folder / "metrics.json")
+    """metrics.json, whole or not at all."""
+    write_whole(folder / "metrics.json", json.dumps(plain(run), indent=1, allow_nan=False) + "\n")
 
 
 def read(folder: Path) -> Run:
     """An earlier run, for comparison; InputError if there is none."""
     path = folder / "metrics.json"
-    if not path.is_file():
+    fix = f"give --against the --output of a finished run, not {folder}"
+    if not os.path.isfile(path):
         raise InputError(f"--against {folder}: there is no metrics.json; give the --output of a finished run")
-    run: Run = json.loads(path.read_text(encoding="utf-8"))
+    run: Run = read_json(path, fix)
+    settings, history = run.get("settings"), run.get("history")
+    named = isinstance(settings, dict) and isinstance(settings.get("optimizer"), str) and is_number(settings.get("lr"))
+    logged = isinstance(history, list) and all(isinstance(one, dict) and "step" in one for one in history)
+    if not (named and logged and is_number(run.get("step")) and is_number(run.get("seconds"))):
+        raise InputError(f"{path} is no record of a run of this recipe; {fix}")
     return run
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def label(run: Run) -> str:

@@ -7,6 +7,7 @@ colour, in ten or a hundred classes.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.text.errors import InputError
+from recipes.text.errors import InputError, read_bytes
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
@@ -54,7 +55,7 @@ def folder(name: str, given: Path | None) -> Path:
     if given is None:
         raise InputError(f"{name} comes with no package: {fix}")
     for place in (given, given / layout.folder):
-        if all((place / file).is_file() for file in (*layout.train, *layout.test)):
+        if all(os.path.isfile(place / file) for file in (*layout.train, *layout.test)):
             return place
     raise InputError(f"--data {given} does not hold {', '.join((*layout.train, *layout.test))}: {fix}")
 
@@ -66,7 +67,7 @@ def read(name: str, place: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], list
         InputError: a file is something else.
     """
     layout = LAYOUTS[name]
-    contents = {file: (place / file).read_bytes() for file in (*layout.train, *layout.test)}
+    contents = {file: read_bytes(place / file) for file in (*layout.train, *layout.test)}
 
     def part(files: Sequence[str]) -> tuple[Tensor, Tensor]:
         batches = [batch(contents[file], layout.labels, place / file) for file in files]

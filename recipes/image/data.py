@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from recipes.image import cifar, fashion_mnist
 from recipes.image.networks import Shape
-from recipes.text.errors import InputError
+from recipes.text.errors import InputError, read_bytes
 
 SHAPES = {
     "fashion-mnist": Shape(1, 28, 10),
@@ -91,14 +92,14 @@ def load(name: str, given: Path | None, *, train_rows: int | None, validation_ro
 def _fashion(given: Path | None) -> tuple[dict[str, Part], list[bytes]]:
     if given is None:
         place = fashion_mnist.folder()
-    elif missing := [file for file in fashion_mnist.FILES.values() if not (given / file).is_file()]:
+    elif missing := [file for file in fashion_mnist.FILES.values() if not os.path.isfile(given / file)]:
         raise InputError(
             f"--data {given} does not hold {', '.join(missing)}; give the folder that does, or leave --data out and "
             f"run: {fashion_mnist.FETCH} (Debian or Ubuntu)"
         )
     else:
         place = given
-    contents = {what: (place / file).read_bytes() for what, file in fashion_mnist.FILES.items()}
+    contents = {what: read_bytes(place / file) for what, file in fashion_mnist.FILES.items()}
     found = {what: fashion_mnist.read_idx(content) for what, content in contents.items()}
     whole = {
         part: (found[f"{part} images"].unsqueeze(1), found[f"{part} classes"].long()) for part in ("train", "test")
@@ -107,7 +108,7 @@ def _fashion(given: Path | None) -> tuple[dict[str, Part], list[bytes]]:
 
 
 def _cifar(name: str, given: Path | None) -> tuple[dict[str, Part], list[bytes]]:
-    if given is not None and not given.is_dir():
+    if given is not None and not os.path.isdir(given):
         raise InputError(f"--data {given}: there is no such folder")
     return cifar.read(name, cifar.folder(name, given))
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.arguments import (
+    HelpFormatter,
+    Parser,
+    amount,
+    check_rates,
+    known,
+    listing,
+    path,
+    positive,
+    rate_for,
+    seed,
+    seed_listing,
+    share,
+    threads,
+)
 from recipes.image import optimizers, published
 from recipes.image.data import SHAPES
 from recipes.image.networks import NETWORKS
 from recipes.text.errors import InputError
-from recipes.text.options import HelpFormatter, listing, positive, rate_for, seed_listing
 
 #: The short protocol: two runs of it fit three minutes on two cores.
 SHORT_EPOCHS, SHORT_ROWS = 5, 12_000
@@ -75,20 +88,13 @@ def rows(text: str) -> int:
     return ALL_ROWS if text == "all" else positive(text)
 
 
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a share from 0 to below 1")
-    return value
-
-
 def parse(argv: Sequence[str] | None = None) -> Options:
     """Read the command line; `--help` prints what each option means.
 
     Raises:
         InputError: options that contradict each other, or a task that nothing is published for.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m recipes.lightning_image",
         description="The image experiments of arTuRO's paper with Lightning: Fashion-MNIST or CIFAR, arTuRO beside "
         "AdamW, Adam and SGD, with the same split, order of batches, initial weights and dropout. Without options a "
@@ -97,11 +103,11 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     )
     add = parser.add_argument_group("data and network").add_argument
     add("--dataset", choices=tuple(SHAPES), default="fashion-mnist", help="CIFAR needs --data")
-    add("--data", type=Path, help="folder of the files; Fashion-MNIST is found where its package or our command put it")
+    add("--data", type=path, help="folder of the files; Fashion-MNIST is found where its package or our command put it")
     add("--network", choices=NETWORKS, default="cnn", help="cnn is the paper's for the data set")
     add("--train-rows", type=rows, help=f'"all", or so many; {SHORT_ROWS:,} unless --full')
     add("--validation-rows", type=positive, default=5000, help="rows of the training file held out for validation")
-    add("--split-seed", type=int, default=0, help="of that split, the same for every run")
+    add("--split-seed", type=seed, default=0, help="of that split, the same for every run")
     training = parser.add_argument_group("training")
     add, protocol = training.add_argument, training.add_mutually_exclusive_group()
     protocol.add_argument("--short", action="store_true", help="a few epochs of a part of the rows, the default")
@@ -115,7 +121,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         "known to us, at common defaults in both",
     )
     add("--lr-for", type=rate_for, action="append", default=[], metavar="OPTIMIZER=LR", help="another learning rate")
-    add("--weight-decay", type=float, help="of every optimizer; unless given AdamW's default 0.01, 0 for the others")
+    add("--weight-decay", type=amount, help="of every optimizer; unless given AdamW's default 0.01, 0 for the others")
     add("--warmup", type=share, default=0.05, help="share of the steps over which lr rises, --setting default")
     add("--epochs", type=positive, help=f"{SHORT_EPOCHS} unless --full, which has 120 (CIFAR: 160)")
     add("--batch-size", type=positive, default=published.BATCH_SIZE, help="the published one")
@@ -124,16 +130,16 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--checkpoint-every", type=positive, default=1, help="epochs between checkpoints")
     add("--resume", action="store_true", help="keep the finished runs in --output, go on with the unfinished one")
     add("--stop-after", type=positive, help="end after this epoch, as an interruption would: to try --resume")
-    add("--output", type=Path, default=Path("runs/lightning_image"), help="folder of results")
+    add("--output", type=path, default=Path("runs/lightning_image"), help="folder of results")
     add("--accelerator", choices=("auto", "cpu", "gpu", "mps"), default="auto", help="of which one device is used")
     add(
         "--threads",
-        type=positive,
+        type=threads,
         help="CPU threads, PyTorch's choice unless given; 1 is faster where other programs keep the cores busy",
     )
     given = vars(parser.parse_args(argv))
     given["lr_for"] = dict(given["lr_for"])
-    given["optimizers"] = list(dict.fromkeys(given.pop("optimizer")))
+    given["optimizers"] = given.pop("optimizer")
     del given["short"]
     full = given.pop("full")
     check(given, full)
@@ -147,12 +153,9 @@ def check(given: dict[str, Any], full: bool) -> None:
     """Raise an InputError for what cannot be meant."""
     if not given["optimizers"] or not given["seeds"]:
         raise InputError("--optimizer and --seeds need at least one entry")
-    if unknown := [name for name in given["optimizers"] if name not in optimizers.NAMES]:
-        raise InputError(f"--optimizer {unknown[0]}: choose of {', '.join(optimizers.NAMES)}")
-    if strangers := set(given["lr_for"]) - set(given["optimizers"]):
-        raise InputError(f"--lr-for names {', '.join(sorted(strangers))}, not among --optimizer")
-    if wrong := [name for name, lr in given["lr_for"].items() if not lr > 0]:
-        raise InputError(f"--lr-for {wrong[0]}: give a positive learning rate")
+    for name in given["optimizers"]:
+        known("--optimizer", name, optimizers.NAMES)
+    check_rates(given["lr_for"], given["optimizers"], "--optimizer")
     if full and (given["epochs"], given["train_rows"]) != (None, None):
         raise InputError("--full sets epochs and rows: leave it out to choose --epochs and --train-rows")
     if given["setting"] == "published" and "arturo" in given["optimizers"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from recipes.text.errors import InputError
+from recipes.arguments import nearest
+from recipes.text.errors import InputError, reason
 from recipes.text.packaged import PACKAGED, Row, package_file, unique
 
 PARTS = ("train", "validation", "test")
@@ -72,8 +74,7 @@ def load(
         given = {"train": unique(everything)}
         dropped = len(everything) - len(given["train"])
     label_names = sorted({label for rows in given.values() for _, label in rows})
-    if len(label_names) < 2:
-        raise InputError(f"{name} has {len(label_names)} class(es); classification needs at least two")
+    check_classes(name, label_names, sum(map(len, given.values())))
     number = {label: index for index, label in enumerate(label_names)}
     rows = {part: [(text, number[label]) for text, label in given[part]] for part in given}
     total = len(rows["train"])
@@ -85,8 +86,25 @@ def load(
             size = min(size, total // share)
             rows[part], rows["train"] = take(rows["train"], size, split_seed)
         if not rows[part]:
-            raise InputError(f"{name} leaves no rows for the {part} part: it is too small, or its size is 0")
+            raise InputError(
+                f"{name} leaves no rows for the {part} part: it has {total} rows of {len(label_names)} classes; give "
+                "data with more"
+            )
     return TextData(name, citation, label_names, {part: rows[part] for part in PARTS}, dropped)
+
+
+def check_classes(name: str, label_names: list[str], rows: int) -> None:
+    """Raise an InputError unless rows fall into classes that can be learned."""
+    if not rows:
+        raise InputError(f"{name} has no row with a text and a label; see --text-column and --label-column")
+    if len(label_names) < 2:
+        raise InputError(f"{name} has {len(label_names)} class(es); classification needs at least two")
+    if 2 * len(label_names) > rows:
+        examples = ", ".join(repr(label[:20]) for label in label_names[:3])
+        raise InputError(
+            f"{name} has {len(label_names)} classes ({examples}, …) in {rows} rows, fewer than two rows a class: "
+            "choose a column of classes with --label-column"
+        )
 
 
 def take(rows: list[tuple[str, int]], size: int, seed: int) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
@@ -128,8 +146,7 @@ def read_own(name: str, text_column: str | None, label_column: str | None, confi
     path = Path(name)
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv", ".json", ".jsonl"):
-        if not path.is_file():
-            raise InputError(f"no such file: {name}")
+        check_file(path)
         return {"all": to_rows(read_table(path), text_column, label_column)}
     tables = read_datasets(name, config)
     parts = {part: to_rows(table, text_column, label_column) for part, table in tables.items()}
@@ -139,6 +156,12 @@ def read_own(name: str, text_column: str | None, label_column: str | None, confi
     if "train" not in parts:
         raise InputError(f"{name} has no train part; its labelled parts are: {', '.join(parts) or 'none'}")
     return {part: parts[part] for part in PARTS if part in parts}
+
+
+def check_file(path: Path) -> None:
+    """Raise an InputError unless there is a file, which a pipe or a device is not."""
+    if not os.path.isfile(path):
+        raise InputError(f"no such file: {path}" if not os.path.lexists(path) else f"{path} is no file to read")
 
 
 def read_table(path: Path) -> Mapping[str, Iterable[Any]]:
@@ -151,13 +174,25 @@ def read_table(path: Path) -> Mapping[str, Iterable[Any]]:
             frame = pandas.read_csv(path, sep="\t" if suffix == ".tsv" else ",")
         else:
             frame = pandas.read_json(path, lines=suffix == ".jsonl")
-    except ValueError as error:  # what pandas raises for text that it cannot parse
-        raise InputError(f"{path} cannot be read as {suffix[1:]}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8, for example by "
+            "iconv -f latin1 -t utf-8"
+        ) from error
+    except pandas.errors.EmptyDataError as error:
+        raise InputError(f"{path} is empty: its first line has to name the columns") from error
+    except (ValueError, OSError, OverflowError, RecursionError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as {suffix[1:]}: {reason(error)}") from error
     return {str(column): frame[column].tolist() for column in frame.columns}
 
 
-def read_datasets(name: str, config: str | None) -> dict[str, Mapping[str, Iterable[Any]]]:
-    """The parts of a `datasets` folder or hub data set, class numbers replaced by their names."""
+def read_datasets(
+    name: str, config: str | None, packaged: Iterable[str] = tuple(PACKAGED)
+) -> dict[str, Mapping[str, Iterable[Any]]]:
+    """The parts of a `datasets` folder or hub data set, class numbers replaced by their names.
+
+    `packaged`: names that would have needed none of this, for the error.
+    """
     import datasets
 
     try:
@@ -166,11 +201,10 @@ def read_datasets(name: str, config: str | None) -> dict[str, Mapping[str, Itera
             loaded = datasets.load_from_disk(name)
         else:
             loaded = datasets.load_dataset(name, config)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        known = ", ".join(PACKAGED)
+    except Exception as error:  # of any type: what foreign files are taken for decides
         raise InputError(
-            f"--data {name}: not one of {known}, not a CSV, TSV, JSON or JSONL file, and `datasets` "
-            f"could not load it: {error}"
+            f"--data {name}: not one of {', '.join(packaged)}, not a CSV, TSV, JSON or JSONL file, and `datasets` "
+            f"could not load it ({reason(error)}){nearest(name, packaged)}"
         ) from error
     parts = loaded if isinstance(loaded, dict) else {"all": loaded}
     return {str(part): named_columns(table) for part, table in parts.items()}
@@ -191,8 +225,11 @@ def named_columns(table: Any) -> dict[str, list[Any]]:
 
 def to_rows(columns: Mapping[str, Iterable[Any]], text_column: str | None, label_column: str | None) -> list[Row]:
     """(text, label) of every row that has both."""
-    texts = columns[find_column(columns, text_column, TEXT_COLUMNS, "--text-column")]
-    labels = columns[find_column(columns, label_column, LABEL_COLUMNS, "--label-column")]
+    of_texts = find_column(columns, text_column, TEXT_COLUMNS, "--text-column")
+    of_labels = find_column(columns, label_column, LABEL_COLUMNS, "--label-column")
+    if of_texts == of_labels:
+        raise InputError(f"--text-column and --label-column are both {of_texts!r}: choose two columns")
+    texts, labels = columns[of_texts], columns[of_labels]
     return [
         (str(text), str(label))
         for text, label in zip(texts, labels, strict=True)
@@ -211,4 +248,5 @@ def find_column(columns: Mapping[str, Any], wanted: str | None, usual: tuple[str
         if name in columns:
             return name
     said = f"there is no column {wanted!r}" if wanted else f"none of {', '.join(usual)} is a column"
-    raise InputError(f"{said}; choose one of these with {option}: {', '.join(map(str, columns))}")
+    hint = nearest(wanted, columns) if wanted else ""
+    raise InputError(f"{said}; choose one of these with {option}: {', '.join(map(str, columns))}{hint}")

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.arguments import (
+    LARGEST,
+    HelpFormatter,
+    Parser,
+    amount,
+    check_rates,
+    listing,
+    path,
+    positive,
+    rate,
+    rate_for,
+    seed,
+    seed_listing,
+    share,
+    threads,
+)
+from recipes.text.errors import InputError
 from recipes.text.packaged import MINILM, PACKAGED
 
 # What a short name on the command line means to `transformers.TrainingArguments(optim=...)`.
@@ -50,8 +67,8 @@ class Options:
     @property
     def offline(self) -> bool:
         """Whether model and data are both on this machine, so that no hub need be asked."""
-        return (self.model == MINILM or Path(self.model).exists()) and (
-            self.data in PACKAGED or Path(self.data).exists()
+        return (self.model == MINILM or os.path.exists(self.model)) and (
+            self.data in PACKAGED or os.path.exists(self.data)
         )
 
     @property
@@ -61,13 +78,16 @@ class Options:
 
     def steps(self, rows: int) -> int:
         """Optimizer steps of a run on `rows` training rows."""
-        if self.max_steps:
+        if self.max_steps is not None:
             return self.max_steps
-        return max(1, math.ceil((self.epochs or 1.0) * math.ceil(rows / self.batch_size)))
+        wanted = (1.0 if self.epochs is None else self.epochs) * math.ceil(rows / self.batch_size)
+        if wanted > LARGEST:
+            raise InputError(f"--epochs {self.epochs:g} are {wanted:.0e} steps: give fewer, or --max-steps")
+        return max(1, math.ceil(wanted))
 
     def eval_steps(self, steps: int) -> int:
         """Steps from one evaluation on the validation part to the next; five a run unless told."""
-        return self.eval_every or math.ceil(steps / 5)
+        return math.ceil(steps / 5) if self.eval_every is None else self.eval_every
 
     def learning_rate(self, optimizer: str) -> float:
         return self.lr_for.get(optimizer, self.lr)
@@ -83,37 +103,9 @@ class Options:
         return {key: value for key, value in asdict(self).items() if key not in NOT_SETTINGS}
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Appends default values to help texts where there are any."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        unset = action.default is None or action.default is False or action.default == []
-        return action.help if unset else super()._get_help_string(action)
-
-
-def listing(text: str) -> list[str]:
-    return [item.strip() for item in text.split(",") if item.strip()]
-
-
-def seed_listing(text: str) -> list[int]:
-    return [int(item) for item in listing(text)]
-
-
-def rate_for(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    return name, float(value)
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
-
-
 def parse(argv: Sequence[str] | None = None) -> Options:
     """Read the command line; `--help` prints what each option means."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m recipes.finetune_text",
         description="Fine-tune a pretrained transformer on text classification with arTuRO beside AdamW: "
         "same data, seeds, budget and learning rate. Without options everything comes from installed "
@@ -133,32 +125,34 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--max-length", type=positive, default=48, help="tokens; longer texts are cut")
     add("--validation-size", type=positive, default=500, help="rows, at most a tenth of the data")
     add("--test-size", type=positive, default=1000, help="rows, at most a fifth of the data")
-    add("--split-seed", type=int, default=0, help="seed of the split, the same for every run")
+    add("--split-seed", type=seed, default=0, help="seed of the split, the same for every run")
     add = parser.add_argument_group("training").add_argument
     add("--optimizers", type=listing, default="arturo,adamw", help="any of the Trainer's")
     add("--optim-args", help='options of arturo, such as "kl_rtol=1e-2,noise=fixed"')
     # The default had AdamW's best validation loss on trec6 among 1.5e-4, 3e-4, 6e-4 and 1e-3 (100 steps, seed 0).
-    add("--lr", type=float, default=3e-4, help="learning rate of every optimizer")
+    add("--lr", type=rate, default=3e-4, help="learning rate of every optimizer")
     add("--lr-for", type=rate_for, action="append", default=[], metavar="OPTIMIZER=LR", help="exception to --lr")
     add("--schedule", default="linear", help="any learning rate schedule of the Trainer")
-    add("--warmup", type=float, default=0.1, help="share of the steps over which the rate rises from 0")
-    add("--weight-decay", type=float, default=0.0, help="decoupled, for all but biases and normalisation")
+    add("--warmup", type=share, default=0.1, help="share of the steps over which the rate rises from 0")
+    add("--weight-decay", type=amount, default=0.0, help="decoupled, for all but biases and normalisation")
     clipping = "gradient clipping of all, 0 for none; unless given, none for arturo and the Trainer's 1.0 for others"
-    add("--max-grad-norm", type=float, help=clipping)
+    add("--max-grad-norm", type=amount, help=clipping)
     add("--batch-size", type=positive, default=16, help="training rows of a step")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--max-steps", type=positive, help="steps of a run; 100 unless --epochs is given")
-    budget.add_argument("--epochs", type=float, help="passes over the training part")
+    budget.add_argument("--epochs", type=rate, help="passes over the training part")
     add = parser.add_argument_group("runs").add_argument
     add("--seeds", type=seed_listing, default="0", help="one run each per optimizer, with commas")
     add("--eval-every", type=positive, help="steps between evaluations; five evaluations a run unless given")
-    add("--output", type=Path, default=Path("runs/finetune_text"), help="folder of results")
+    add("--output", type=path, default=Path("runs/finetune_text"), help="folder of results")
     add("--resume", action="store_true", help="keep the finished runs found in --output and do the others")
-    add("--threads", type=positive, help="CPU threads; PyTorch decides unless given")
+    add("--threads", type=threads, help="CPU threads; PyTorch decides unless given")
     given = vars(parser.parse_args(argv))
     given["lr_for"] = dict(given["lr_for"])
-    if strangers := set(given["lr_for"]) - set(given["optimizers"]):
-        parser.error(f"--lr-for names {', '.join(sorted(strangers))}, not among --optimizers")
+    try:
+        check_rates(given["lr_for"], given["optimizers"], "--optimizers")
+    except InputError as error:
+        parser.error(str(error))
     if given["optim_args"] and "arturo" not in given["optimizers"]:
         parser.error("--optim-args is for arturo, which is not among --optimizers")
     if not given["optimizers"] or not given["seeds"]:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.text.errors import InputError
+from recipes.folders import write
+from recipes.text.errors import InputError, reason
 
 FORMAT = 1
 PACKAGES = ("arturo-optim", "torch", "transformers", "accelerate", "datasets", "scikit-learn")
@@ -21,7 +22,7 @@ class Record:
     """The finished runs of one output folder, on disk at all times.
 
     Args:
-        folder: Where metrics.json lives; made if missing.
+        folder: Where metrics.json lives; made, if missing, when the first run is added.
         settings: What determines a run besides its optimizer and seed.
         data: A description of the data, the majority baseline included.
         resume: Keep the runs of an earlier metrics.json, which must have the same settings and data.
@@ -32,10 +33,9 @@ class Record:
         self.path = folder / "metrics.json"
         self.content: dict[str, Any] = {"format": FORMAT, "settings": settings, "data": data, "runs": []}
         self.content = plain(self.content)
-        if resume and self.path.exists():
+        if resume and os.path.lexists(self.path):
             self.content["runs"] = self.matching_runs()
-        self.replaces_earlier = self.path.exists() and not resume
-        folder.mkdir(parents=True, exist_ok=True)
+        self.replaces_earlier = os.path.exists(self.path) and not resume
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -51,16 +51,15 @@ class Record:
         if self.replaces_earlier:
             self.path.replace(self.path.with_name("metrics.previous.json"))
             self.replaces_earlier = False
-        fresh = self.path.with_name("metrics.json.new")
-        fresh.write_text(json.dumps(self.content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        fresh.replace(self.path)
+        write(self.path, json.dumps(self.content, indent=1, allow_nan=False) + "\n")
 
     def matching_runs(self) -> list[dict[str, Any]]:
         """The runs in the existing file; InputError, naming the differences, if it has other settings."""
-        try:
-            earlier = json.loads(self.path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{self.path} is not JSON ({error}); move it away or omit --resume") from error
+        earlier = read_json(self.path, "move it away or omit --resume")
+        parts = [earlier.get(part) for part in ("settings", "data")]
+        runs: Any = earlier.get("runs")
+        if not all(isinstance(part, dict) for part in parts) or not is_list_of_runs(runs):
+            raise InputError(f"{self.path} is no record of finished runs; move it away or omit --resume")
         differing = [
             f"{key} was {earlier.get(part, {}).get(key)!r}, now {value!r}"
             for part in ("settings", "data")
@@ -70,7 +69,25 @@ class Record:
         if differing or earlier.get("format") != FORMAT:
             told = "; ".join(differing) or f"its format is {earlier.get('format')}, not {FORMAT}"
             raise InputError(f"{self.path} cannot be resumed: {told}. Choose another --output")
-        return list(earlier["runs"])
+        return [*runs]
+
+
+def is_list_of_runs(value: Any) -> bool:
+    """Whether every entry says whose run it is."""
+    return isinstance(value, list) and all(isinstance(run, dict) and {"optimizer", "seed"} <= set(run) for run in value)
+
+
+def read_json(path: Path, fix: str) -> dict[str, Any]:
+    """An object from a JSON file; an InputError that ends in the fix if there is none."""
+    try:
+        if not os.path.isfile(path):
+            raise InputError(f"{path} is no file; {fix}")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise InputError(f"{path} is not JSON ({reason(error)}); {fix}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not a JSON object; {fix}")
+    return found
 
 
 def plain(value: Any) -> Any:

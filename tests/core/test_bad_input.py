@@ -152,9 +152,52 @@ def test_length_scale_has_no_meaning_with_fixed_noise():
             length_scale=0.1)  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, torch.complex64, "float32", None])
+REFUSED_DTYPES = [
+    torch.bfloat16,
+    torch.float16,
+    torch.int64,
+    torch.complex64,
+    "bfloat16",
+    "torch.int8",
+    "float33",
+    "nn",
+]
+REFUSED_DTYPES += ["", "Tensor", None, 32, float, [torch.float32]]
+
+
+@pytest.mark.parametrize("dtype", REFUSED_DTYPES)
 def test_state_dtype(dtype):
     refused(ValueError, ["state_dtype", str(dtype), "torch.float32", "torch.float64"], weight(), state_dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["float32", "torch.float32", "float", "float64", "torch.float64", " double "])
+@every_noise
+def test_the_name_of_a_dtype_is_the_dtype(name, options):
+    wanted = getattr(torch, name.strip().removeprefix("torch."))
+    for optimizer in (
+        Arturo(weight(), state_dtype=name, **options),
+        Arturo([{"params": weight(), "state_dtype": name}], state_dtype=wanted, **options),
+    ):
+        (param,) = optimizer.param_groups[0]["params"]
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+        assert {value.dtype for value in optimizer.state[param].values() if value.dim()} == {wanted}
+    refused(ValueError, ["state_dtype cannot differ"], [{"params": weight(), "state_dtype": torch.float64}])
+
+
+@pytest.mark.parametrize("value", ["x", 0, True, object(), [0, 1], torch.ones(2)], ids=repr)
+def test_a_process_group_is_one(value):
+    refused(TypeError, ["process_group", "ProcessGroup", "DeviceMesh", "None"], weight(), process_group=value)
+    optimizer = Arturo(weight())
+    with pytest.raises(TypeError, match="process_group"):
+        optimizer.split_over(value)
+    assert optimizer._process_group is None
+
+
+def test_a_process_group_is_one_that_the_rank_belongs_to():
+    refused(
+        TypeError, ["rank does not belong to"], weight(), process_group=torch.distributed.GroupMember.NON_GROUP_MEMBER
+    )
 
 
 @pytest.mark.parametrize("value", [1, "default", None])
@@ -208,7 +251,12 @@ def test_global_options_in_a_group(name):
 def test_global_options_repeated_in_a_group():
     """As ``ZeroRedundancyOptimizer`` does with every argument it was given."""
     given = {"trust_region": "kl", "kl_rtol": 1e-2, "temperature": 2.0, "length_scale": None, "compile": False}
-    Arturo([{"params": weight(), **given}], **given)
+    optimizer = Arturo([{"params": weight(), **given}], **given)
+    chosen = optimizer._options
+    assert {key: getattr(chosen, key) for key in given if key != "length_scale"} == {
+        key: value for key, value in given.items() if key != "length_scale"
+    }
+    assert optimizer.param_groups[0]["trust_region"] == "kl"
 
 
 # -- parameters --------------------------------------------------------------------------------------------------------

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from limits import PATIENCE
 from torch import distributed, multiprocessing
-
-#: A rank that waits longer for another has lost it: a collective that only some ranks reached.
-PATIENCE = datetime.timedelta(seconds=60)
 
 
 def run(work: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from limits import HANGS
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 OPTIONS = (
     "--headless",
@@ -110,7 +112,7 @@ def dump(browser: str, page: Path, width: int, dark: bool) -> tuple[str, list[st
             ],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANGS,
         )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]

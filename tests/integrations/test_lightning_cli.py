@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from limits import HANGS
 
 pytest.importorskip("lightning")
 pytest.importorskip("jsonargparse")
@@ -75,7 +76,7 @@ def test_programs_name_it_in_one_word_after_an_import_and_by_its_path_without():
         start("", "--optimizer=arturo_core.Arturo", "--optimizer.lr=3e-3"),
     ]
     for program in programs:
-        out, errors = program.communicate(timeout=300)
+        out, errors = program.communicate(timeout=HANGS)
         assert program.returncode == 0, errors
         assert out.splitlines()[-1] == "built Arturo 0.003 3"
 
@@ -141,7 +142,7 @@ def test_every_option_can_be_set_and_a_printed_configuration_is_the_same_run(com
         "lr": 0.01,
         "kl_rtol": 1e-2,
         "temperature": 0.5,
-        "state_dtype": "torch.float64",
+        "state_dtype": "float64",
         "maximize": "true",
     }
     given = [f"--optimizer.{name}={value}" for name, value in options.items()]

@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 import pytest
+from limits import HANGS
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -350,7 +351,7 @@ def test_without_its_packages_the_command_names_them(tmp_path):
         "from arturo_integrations.report.__main__ import main\n"
         f"sys.exit(main([{str(tmp_path)!r}]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 2
     assert 'pip install "arturo-optim[report]"' in done.stderr
     assert "Traceback" not in done.stderr

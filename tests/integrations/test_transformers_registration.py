@@ -12,6 +12,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from limits import HANGS
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -169,7 +170,7 @@ print("parser after the import:", args.optim.value)
 def test_a_process_that_never_imported_the_integration_reads_saved_training_arguments(tmp_path):
     path = tmp_path / "training_args.bin"  # as Trainer.save_model writes it
     torch.save(tiny_arguments(tmp_path, optim_args="noise=fixed"), path)
-    run = subprocess.run([sys.executable, "-c", UNREGISTERED, path], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", UNREGISTERED, path], capture_output=True, text=True, timeout=HANGS)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == [
         "parser before the import: 2",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from limits import HANGS
 from safetensors.torch import load_file
 
 from recipes import finetune_causal_lm
@@ -38,7 +39,7 @@ def launch(processes: int, *arguments: Any) -> None:
     several = ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes), *several]
     command += ["-m", "recipes.finetune_causal_lm", *map(str, (*RUN, *arguments))]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr[-5000:]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from limits import HANGS
 
 pytest.importorskip("lightning")
 
@@ -282,11 +283,11 @@ def test_a_killed_comparison_goes_on_where_it_was(whole, tmp_path, fashion):
         running = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=said, stderr=said
         )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + HANGS
     while not list(saved.glob("step-*.ckpt")) and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL, (tmp_path / "said").read_text()
+    assert running.wait(HANGS) == -signal.SIGKILL, (tmp_path / "said").read_text()
     assert [run["optimizer"] for run in results(tmp_path / "killed")["runs"]] == ["arturo"]
     assert recipe(*arguments, "--resume") == 0
     assert_same_runs(tmp_path / "killed", whole)

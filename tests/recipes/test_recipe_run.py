@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import HANGS
 
 from recipes import finetune_text
 
@@ -21,7 +22,7 @@ def start(*arguments):
     nowhere = "http://127.0.0.1:9"
     environment = {**os.environ, "http_proxy": nowhere, "https_proxy": nowhere, "COLUMNS": "100"}
     command = [sys.executable, "-m", "recipes.finetune_text", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANGS)
 
 
 def inside(*arguments):
@@ -82,7 +83,7 @@ def test_defaults_run_offline_and_write_everything(tmp_path):
     }
     for step in (2, 3):
         assert 0 < logged["arturo"][step]["arturo/kl_ratio"] <= 1.01
-        assert logged["arturo"][step]["arturo/eta"] >= 0
+        assert logged["arturo"][step]["arturo/eta"] >= 2.0 * (1 - 1e-6)  # its least: a third of Newton's step
     assert not any("arturo" in key for entry in logged["adamw"].values() for key in entry)
     # Before the first step: same head, same batch, same dropout; afterwards the optimizers differ.
     assert logged["arturo"][1]["loss"] == logged["adamw"][1]["loss"]

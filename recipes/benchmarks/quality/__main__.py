@@ -11,6 +11,7 @@ Runs are recorded one by one as JSON lines; the same command goes on where an ea
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,12 +22,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from recipes.arguments import Parser, natural, nearest, path, positive, rate, seed
 from recipes.benchmarks.quality import records as store
 from recipes.benchmarks.quality.analysis import Results
 from recipes.benchmarks.quality.optimizers import FAMILIES, OPTIMIZERS
 from recipes.benchmarks.quality.plan import BUDGET, EXTENSION, FRESH_SEEDS, STAGES, Plan
 from recipes.benchmarks.quality.progress import Progress
 from recipes.benchmarks.quality.tasks import TASKS
+from recipes.folders import try_file, try_folder
+from recipes.text.errors import InputError, exit_code
 
 RESULTS = Path(__file__).parent / "results" / "records.jsonl"
 SHORT_RESULTS = Path("runs/quality/records.jsonl")
@@ -53,7 +57,8 @@ def names(given: Sequence[str], known: Sequence[str], what: str, parser: argpars
     """Names, given apart or with commas between them, in the order of `known`."""
     wanted = [name for part in given for name in part.split(",") if name]
     if unknown := [name for name in wanted if name not in known]:
-        parser.error(f"unknown {what} {', '.join(unknown)}: choose from {', '.join(known)}")
+        hint = nearest(unknown[0], known)
+        parser.error(f"unknown {what} {', '.join(unknown)}: choose from {', '.join(known)}{hint}")
     return [name for name in known if name in wanted]
 
 
@@ -63,7 +68,7 @@ def in_order() -> list[str]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m recipes.benchmarks.quality",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,28 +85,28 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--tasks", nargs="+", metavar="NAME", help="subset of the tasks")
     run.add_argument("--optimizers", nargs="+", metavar="NAME", help="subset of the optimizers")
     run.add_argument("--stages", nargs="+", metavar="STAGE", help="of tune, seeds, bar, fresh (default all)")
-    run.add_argument("--jobs", type=int, default=1, help="worker processes of one thread each (default 1)")
+    run.add_argument("--jobs", type=positive, default=1, help="worker processes of one thread each (default 1)")
     run.add_argument(
         "--seeds",
         nargs="+",
-        type=int,
+        type=seed,
         help=f"seeds whose test scores are reported, instead of 1 2 3 and the fresh {FRESH}",
     )
-    run.add_argument("--budget", type=int, help=f"learning rates tried in tuning (default {BUDGET})")
+    run.add_argument("--budget", type=positive, help=f"learning rates tried in tuning (default {BUDGET})")
     run.add_argument(
         "--extension",
-        type=int,
+        type=natural,
         help=f"more of them while the best is the outermost (default {EXTENSION}, short form 0)",
     )
-    run.add_argument("--results", type=Path, help=f"records, appended to (default {RESULTS.name} of the benchmark)")
-    run.add_argument("--max-minutes", type=float, help="hand out no run after this long")
+    run.add_argument("--results", type=path, help=f"records, appended to (default {RESULTS.name} of the benchmark)")
+    run.add_argument("--max-minutes", type=rate, help="hand out no run after this long")
     run.add_argument("--rerun-failed", action="store_true", help="do again what raised an exception")
     run.add_argument("--dry-run", action="store_true", help="say what could start now, and stop")
-    report = commands.add_parser("report", help="tables and figures from records")
-    report.add_argument("--results", nargs="+", type=Path, default=[RESULTS], help="files of records")
-    report.add_argument("--readme", type=Path, help="file whose marked part becomes a summary")
-    report.add_argument("--out", type=Path, help="folder (default: that of the first file)")
-    report.add_argument(
+    tables = commands.add_parser("report", help="tables and figures from records")
+    tables.add_argument("--results", nargs="+", type=path, default=[RESULTS], help="files of records")
+    tables.add_argument("--readme", type=path, help="file whose marked part becomes a summary")
+    tables.add_argument("--out", type=path, help="folder (default: that of the first file)")
+    tables.add_argument(
         "--code", help="digest of an own optimizer's behaviour whose records count (default: each one's newest)"
     )
     commands.add_parser("list", help="the tasks and optimizers")
@@ -120,8 +125,6 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     extension = options.extension if options.extension is not None else (0 if options.short else EXTENSION)
     if min(seeds) < 1:
         parser.error("--seeds must be 1 or more: seed 0 is the tuning's")
-    if budget < 1 or options.jobs < 1 or extension < 0:
-        parser.error("--budget and --jobs must be 1 or more, --extension 0 or more")
     progress = Progress()
     chosen = names(optimizers, list(OPTIMIZERS), "optimizer", parser)
     absent = {
@@ -142,12 +145,15 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         names(options.stages or STAGES, STAGES, "stage", parser),
     )
     path = options.results or (SHORT_RESULTS if options.short else RESULTS)
+    if os.path.lexists(path) and not os.path.isfile(path):
+        parser.error(f"--results {path} is no file: give a file of records, or a name for a new one")
     if options.dry_run:
         for planned in plan.todo(store.read([path])):
             progress.say(
                 f"{planned.purpose:<5} {planned.task:<14} {planned.optimizer:<13} {planned.lr:<9.3g} {planned.seed}"
             )
         return 0
+    try_file(path, "--results")
     grid = Grid(plan, path, options.jobs, options.max_minutes, options.rerun_failed)
     with interruptible():
         complete = grid.carry_out(progress)
@@ -191,21 +197,38 @@ def show() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see ``--help``."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    if options.command == "run":
-        return run(options, parser)
-    if options.command == "report":
-        from recipes.benchmarks.quality import readme
-        from recipes.benchmarks.quality.report import write
+    complete = 0
 
-        folder = options.out or options.results[0].parent
-        write(options.results, folder, code=options.code)
-        if options.readme:
-            readme.insert(options.readme, Results(store.read(options.results), list(TASKS), options.code))
-        return 0
-    show()
-    return 0
+    def work() -> None:
+        nonlocal complete
+        parser = make_parser()
+        options = parser.parse_args(arguments)
+        if options.command == "run":
+            complete = run(options, parser)
+        elif options.command == "report":
+            report(options)
+        else:
+            show()
+
+    return exit_code(work) or complete
+
+
+def report(options: argparse.Namespace) -> None:
+    """Tables and figures, and the summary in a README."""
+    from recipes.benchmarks.quality import readme
+    from recipes.benchmarks.quality.report import write
+
+    if missing := [str(path) for path in options.results if not os.path.isfile(path)]:
+        raise InputError(f"--results {missing[0]}: there is no such file of records; `run` makes one")
+    if not store.read(options.results):
+        raise InputError(f"--results {', '.join(map(str, options.results))}: no record of this benchmark in it")
+    if options.readme and not readme.has_place(options.readme):
+        raise InputError(f"--readme {options.readme} has no {readme.BEGIN} … {readme.END} to write between")
+    folder = options.out or options.results[0].parent
+    try_folder(folder, option="--out")
+    write(options.results, folder, code=options.code)
+    if options.readme:
+        readme.insert(options.readme, Results(store.read(options.results), list(TASKS), options.code))
 
 
 if __name__ == "__main__":

@@ -63,6 +63,17 @@ def best_of(results: Results, task: str, names: Sequence[str], which: str) -> st
     return f"{with_error(found[best], DIGITS)} ({best})"
 
 
+def has_place(readme: Path) -> bool:
+    """Whether a file has both markers."""
+    try:
+        if not readme.is_file():
+            return False
+        text = readme.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return BEGIN in text and END in text
+
+
 def insert(readme: Path, results: Results) -> None:
     """Replace what stands between the markers.
 

@@ -9,9 +9,10 @@ Every assumption of the calculation is printed; ``--set`` changes one (names as 
 
 from __future__ import annotations
 
-import argparse
 import json
+import math
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -21,9 +22,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from recipes.arguments import Parser, nearest, path, positive
 from recipes.benchmarks.scaling.layouts import LAYOUTS
 from recipes.benchmarks.scaling.model import GPUS, SIZES, Assumptions, cost, sensitivity
 from recipes.benchmarks.scaling.optimizers import OPTIMIZERS
+from recipes.folders import try_folder
+from recipes.folders import write as write_whole
+from recipes.text.errors import InputError, exit_code, read_bytes, reason
 
 RESULTS = Path(__file__).parent / "results"
 WORLDS = (2, 4)
@@ -39,18 +44,32 @@ def changed(given: Assumptions, settings: Sequence[str]) -> Assumptions:
     for setting in settings:
         name, _, value = setting.partition("=")
         if name not in known:
-            raise ValueError(f"{name} is none of the assumptions: {', '.join(known)}")
-        given = replace(given, **{name: known[name](float(value))})
+            raise ValueError(f"{name} is none of the assumptions: {', '.join(known)}{nearest(name, known)}")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            raise ValueError(f"{name}={value}: give a positive, finite number")
+        given = replace(given, **{name: known[name](number)})
+        if not getattr(given, name):
+            raise ValueError(f"{name}={value}: give a whole number of at least 1")
     return given
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Records from JSON lines; an InputError if there are none."""
+    try:
+        records = [json.loads(line) for line in read_bytes(path).decode("utf-8").splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--records {path}: not JSON lines ({reason(error)}); leave it out to count anew") from error
+    if not all(isinstance(record, dict) for record in records):
+        raise InputError(f"--records {path}: not the records of this benchmark; leave it out to count anew")
+    return records
 
 
 def write(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def calculated(given: Assumptions) -> list[dict[str, Any]]:
@@ -63,29 +82,38 @@ def calculated(given: Assumptions) -> list[dict[str, Any]]:
     ]
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    parser = Parser(
         prog="python -m recipes.benchmarks.scaling",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ranks", nargs="+", type=int, default=list(WORLDS), help="numbers of ranks (default 2 4)")
+    parser.add_argument(
+        "--ranks", nargs="+", type=positive, default=list(WORLDS), help="numbers of ranks (default 2 4)"
+    )
     parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=list(LAYOUTS), metavar="NAME")
     parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=list(OPTIMIZERS), metavar="NAME")
-    parser.add_argument("--records", type=Path, help="counts made before, instead of counting")
+    parser.add_argument("--records", type=path, help="counts made before, instead of counting")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=NUMBER", help="change an assumption")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: the benchmark's results)")
+    parser.add_argument("--out", type=path, default=RESULTS, help="folder (default: the benchmark's results)")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see ``--help``."""
+    return exit_code(lambda: work(arguments))
+
+
+def work(arguments: Sequence[str] | None) -> None:
+    """Count, calculate, write."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     try:
         given = changed(Assumptions(), options.set)
     except ValueError as error:
         parser.error(str(error))
+    names = ("records.jsonl", "calculated.jsonl", "scaling.md", "scaling.png", "scaling.svg")
+    try_folder(options.out, files=names, option="--out")
     # Every rank imports this module, but only this process needs these.
     from recipes.benchmarks.scaling.figures import draw
     from recipes.benchmarks.scaling.measure import measure
@@ -103,17 +131,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     traffic = [record for record in records if "bytes_per_param" in record]
     if not counts:
         parser.error("no layout has these numbers of ranks")
+    try:
+        text = markdown(counts, traffic, given)
+    except (KeyError, TypeError, ValueError) as error:
+        if options.records:
+            raise InputError(f"--records {options.records}: not the records of this benchmark; count anew") from error
+        raise
     write(options.out / "records.jsonl", records)
     write(options.out / "calculated.jsonl", calculated(given))
-    text = markdown(counts, traffic, given)
-    (options.out / "scaling.md").write_text(text, encoding="utf-8")
+    write_whole(options.out / "scaling.md", text)
     draw(counts, given, options.out)
     shown = Table("assumption", "value", "source", box=box.SIMPLE_HEAD)
     for line in given.lines():
         shown.add_row(*line)
     console.print(shown)
     console.print(f"Written: {options.out}/scaling.md, scaling.png, scaling.svg, records.jsonl, calculated.jsonl")
-    return 0
 
 
 if __name__ == "__main__":
