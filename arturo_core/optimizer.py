@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -18,6 +18,7 @@ from arturo_core import (
     habits,
     learning_rate,
     noticing,
+    preparing,
     readings,
     rehearsal,
     sharding,
@@ -27,8 +28,7 @@ from arturo_core import (
 from arturo_core import diagnostics as reporting
 from arturo_core.kernels import compiled, eager, reference
 from arturo_core.kernels.chunks import Chunk, Source, chunks
-from arturo_core.layouts import check_caller, check_gradient, check_layout, check_parameter, check_step
-from arturo_core.names import name_of
+from arturo_core.layouts import check_caller, check_layout, check_step
 from arturo_core.options import (
     PAPER,
     PAPER_KL_BOUND,
@@ -39,7 +39,7 @@ from arturo_core.options import (
 from arturo_core.persistence import Persistent
 from arturo_core.reductions import Reduction
 from arturo_core.sharding import takes_part
-from arturo_core.state import allocate, check_held, forget, holds
+from arturo_core.state import forget, holds
 from arturo_core.stepping import Step
 from arturo_core.transaction import Journal
 
@@ -253,7 +253,7 @@ class Arturo(Persistent):
             habits.check_group(group)
             for param in group["params"]:
                 if takes_part(param):
-                    self._check_parameter(param)
+                    preparing.check_new(self.param_groups, param, self._process_group)
             if len({id(param) for param in group["params"]}) != len(group["params"]):
                 raise ValueError(
                     "Arturo: a parameter appears twice in one group. Pass each parameter once (tied weights are one "
@@ -264,10 +264,6 @@ class Arturo(Persistent):
             raise
         bookkeeping.complete(group, bookkeeping.first(self.param_groups), self._options)
         self._agreed = None
-
-    def _check_parameter(self, param: Tensor) -> None:
-        check_parameter(param, name_of(self.param_groups, param))
-        check_layout(param, self._process_group)
 
     def restart_schedule(self, *, keep_statistics: bool = True) -> None:
         """Begin a new learning-rate schedule: forget the largest learning rate so far, and the length ℓ with it.
@@ -359,13 +355,16 @@ class Arturo(Persistent):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        taking_part = self._taking_part()
+        taking_part = preparing.taking_part(self.param_groups, self.state, self._options)
         if rehearsal.is_due(taking_part):
             rehearsal.stand_in(self).step()
             return loss
         reduction = Reduction.over(taking_part, sharding.process_groups(self._process_group))
         new = not all(holds(self.state.get(param), self._options) for param in taking_part)
-        refusal = agreement.refusal(partial(self._prepare, taking_part), reduction.distributed)
+        prepare = partial(
+            preparing.prepare, taking_part, self.param_groups, self.state, self._options, self._process_group
+        )
+        refusal = agreement.refusal(prepare, reduction.distributed)
         moving = [index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])]
         if not moving and (new or not self._joins_at_rest(reduction)):
             if refusal is not None:
@@ -423,11 +422,6 @@ class Arturo(Persistent):
         bookkeeping.after_step(self.param_groups, step.ok, outcome, step.rates, journal)
         self._report = outcome.report
 
-    def _prepare(self, taking_part: Sequence[Tensor]) -> None:
-        """Check everything, and allocate what is missing."""
-        self._check(taking_part)
-        self._allocate(taking_part)
-
     def _joins_at_rest(self, reduction: Reduction) -> bool:
         """Whether this rank tells the others that it stands still: one of them may not.
 
@@ -435,34 +429,6 @@ class Arturo(Persistent):
         would do so again and again, alone.
         """
         return reduction.distributed and self._process_group is None and self._own_home().type == "cpu"
-
-    def _check(self, taking_part: Sequence[Tensor]) -> None:
-        """Look for everything that can be wrong with groups, gradients and statistics, before any of it is used."""
-        for group in self.param_groups:
-            bookkeeping.adopt(group)
-            if learning_rate.known(group["lr"]):
-                check_group(group, self._options)
-        for param in taking_part:
-            which = partial(name_of, self.param_groups, param)
-            if param.grad is not None:
-                check_gradient(param, which)
-            held = self.state.get(param)
-            if holds(held, self._options):
-                check_held(held, param, self._options, which)
-            else:
-                self._check_parameter(param)
-
-    def _taking_part(self) -> list[Tensor]:
-        """The parameters that are trained or have been: frozen ones never matter, whatever they are."""
-        params = [param for group in self.param_groups for param in group["params"]]
-        return [param for param in params if takes_part(param) or holds(self.state.get(param), self._options)]
-
-    def _allocate(self, params: Sequence[Tensor]) -> None:
-        """State for every trainable parameter, with or without a gradient: checkpoints then never lack a key."""
-        for param in params:
-            if not holds(self.state.get(param), self._options):
-                # Others may keep entries of their own here.
-                self.state.setdefault(param, {}).update(allocate(param, self._options))
 
     def _home(self, reduction: Reduction) -> torch.device:
         """Where the scalars of a step live: an accelerator if any parameter is on one; the same on all ranks."""
@@ -475,7 +441,7 @@ class Arturo(Persistent):
         return self._agreed
 
     def _own_home(self) -> torch.device:
-        devices = [param.device for param in self._taking_part()]
+        devices = [param.device for param in preparing.taking_part(self.param_groups, self.state, self._options)]
         return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
 
     def _chunk_size(self, home: torch.device) -> int:

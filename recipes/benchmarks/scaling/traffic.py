@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from arturo_core import Arturo
 
-SIDE = 512
+#: Beyond the models whose steps are undone after an exception (arturo_core.transaction), which costs copies.
+SIDE = 1100
 #: Write without reading what was there.
 OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_")
 #: Said to be written, but only when a gradient scaler hands over its scale.
