@@ -20,12 +20,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from arturo_core.trust_region import wide_dtype
+
 #: Steps' worth of process noise that the variance of h may gather where nothing moves (no wind-up in long runs).
 COVARIANCE_LIMIT = 1e5
 
 #: Added to a noise variance before its root: below |g| ≈ 1e-18 a gradient counts as zero (float32 squares underflow).
 NOISE_FLOOR = 1e-36
 
+
+#: Below this ĝ, h and D count as zero: they decay for ever, and arithmetic with subnormal numbers is many times slower.
+NEGLIGIBLE = 1e-30
+
+#: Below this R counts as zero, beside the floor of a noise variance.
+NEGLIGIBLE_NOISE = 1e-37
+
+#: Largest shift of ĝ that steady weight decay may lead to by re-centring, in units of √R. With 1 and more, the
+#: innovations that it causes enlarge R, R enlarges the shift, and both grow without limit.
+DECAY_REACH = 0.6
 
 #: Largest change of log s in one step.
 CURVATURE_STEP = 0.1
@@ -86,7 +98,7 @@ def update(
             cov_gh=belief.cov_gh * kept,
             cov_hh=belief.cov_hh - gain_h * belief.cov_gh,
         ),
-        innovation * innovation / variance,
+        innovation.to(wide_dtype(innovation.device)).square() / variance,
     )
 
 
@@ -190,6 +202,25 @@ def compact_update(
 def compact_hessian(belief: CompactBelief, length: float | Tensor) -> Tensor:
     """h = s √R / ℓ, positive (zero where no gradient has ever been seen; gradient units per weight unit)."""
     return belief.curvature * torch.sqrt(belief.noise + NOISE_FLOOR) / length
+
+
+def compact_decay(belief: CompactBelief, displacement: Tensor, gain: Tensor, length: float | Tensor) -> CompactBelief:
+    """Move the centre with weight decay, θ → θ + δ, as far as the model reaches.
+
+    A gradient step moves ĝ towards zero, whatever its length; decay moves it anywhere. Its effect is limited to
+    :data:`DECAY_REACH` × k × √R a step (k: gain of ĝ), and so to :data:`DECAY_REACH` × √R in all.
+    """
+    reach = DECAY_REACH * gain
+    shift = torch.maximum(torch.minimum(belief.curvature * displacement / length, reach), -reach)
+    return belief._replace(
+        gradient=belief.gradient + shift * torch.sqrt(belief.noise + NOISE_FLOOR),
+        displacement=belief.displacement + displacement,
+    )
+
+
+def flushed(values: Tensor, least: float = NEGLIGIBLE) -> Tensor:
+    """The values, zero where they are negligible."""
+    return torch.where(values.abs() <= least, 0.0, values)
 
 
 def compact_recentre(belief: CompactBelief, displacement: Tensor, length: float | Tensor) -> CompactBelief:

@@ -34,5 +34,8 @@ def updated_precision(
 
 
 def tied_precision(curvature: Tensor, temperature: float) -> Tensor:
-    """λ = b/κ: where the update above settles for ν = 0. The compact form keeps no other precision."""
-    return curvature / temperature
+    """λ = b/κ: where the update above settles for ν = 0. The compact form keeps no other precision.
+
+    Finite: a precision beyond the dtype's range is read as its largest number.
+    """
+    return (curvature / temperature).clamp(max=torch.finfo(curvature.dtype).max)

@@ -154,7 +154,8 @@ class LayerWatch:
         # Neither a skipped step nor one without a gradient has decayed the weights.
         report = self._optimizer._report
         decayed = report.ok.to(param.device) if report is not None and param.grad is not None else 0.0
-        kept = 1.0 - learning_rate.scalar(group["lr"], param.device) * group["weight_decay"] * decayed
+        decay = learning_rate.scalar(group["lr"], param.device) * group["weight_decay"]
+        kept = 1.0 - decay.clamp(max=1.0) * decayed
         shaped = {row.name: sharding.runs(held[row.name], param) for row in table(options) if not row.scalar}
         total = torch.zeros(7, dtype=wide_dtype(param.device), device=param.device)
         for index, (theta, old) in enumerate(zip(sharding.runs(param, param), before.theta, strict=True)):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from arturo_core.contexts import is_readable
-from arturo_core.options import LENGTH_PER_LR, RADIUS_PER_LR, SHORTEST_LENGTH, Options
+from arturo_core.options import LENGTH_PER_LR, RADIUS_PER_LR, SHORTEST_LENGTH, STANDSTILL, Options
 from arturo_core.stepping import GroupRates
 from arturo_core.trust_region import wide_dtype
 
@@ -53,7 +53,7 @@ def rates(
         longest = torch.where(torch.isfinite(relative), torch.maximum(kept, reached), kept)
         found[index] = GroupRates(
             lr=lr * (relative / (RADIUS_PER_LR * peak.clamp(min=tiny))).clamp(max=1.0),
-            decay=lr * decay if decay else None,
+            decay=(lr * decay).clamp(max=1.0) if decay else None,
             length=_length(longest, peak, options),
             share=lr / peak.clamp(min=tiny),
             peak=peak,
@@ -80,8 +80,8 @@ def known(lr: float | Tensor) -> bool:
 
 
 def stands_still(lr: float | Tensor) -> bool:
-    """Whether lr is known to be 0."""
-    return known(lr) and not is_none(lr) and float(lr) == 0.0
+    """Whether lr is known to be 0, or so small that its square would be."""
+    return known(lr) and not is_none(lr) and float(lr) < STANDSTILL
 
 
 def is_none(lr: Any) -> bool:

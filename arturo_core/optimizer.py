@@ -83,16 +83,20 @@ class Arturo(Persistent):
             two and more dimensions (:mod:`arturo_core.weight_scale`): an lr whose peak asks for more counts as the
             largest that does not, and falls with its schedule. The peak is the largest lr of a step so far; an lr set
             back by hand goes on as the end of a schedule until :meth:`restart_schedule` is called.
-            With "kl" the bound ε in nats. A float or a 1-element
+            With "fixed" noise, whose precisions can spread over decades, the plain RMS of a step is at most 0.35·lr
+            too. With "kl" the bound ε in nats. A float or a 1-element
             tensor; 0 freezes a group.
-        weight_decay: decoupled, as AdamW's: θ ← θ − lr·weight_decay·θ before the step.
+        weight_decay: decoupled, as AdamW's: θ ← θ − lr·weight_decay·θ before the step; lr·weight_decay beyond 1 counts
+            as 1.
         trust_region: "rms" or "kl".
         noise: "adaptive" estimates the gradient noise of every weight from the filter's innovations; then all gains are
             dimensionless and the step does not depend on the scale of the loss. "fixed" is the published filter
             with constant noise levels.
-        kl_rtol: relative tolerance of the bound: wherever it is active, \\|KL/ε − 1\\| ≤ kl_rtol.
+        kl_rtol: relative tolerance of the bound: wherever it is active, \\|KL/ε − 1\\| ≤ kl_rtol. At least 1e-6, or
+            1e-12 with a float64 state.
         temperature: κ, weight of the prior N(0, 1/λ0). Default 1 ("adaptive"), 0.296786 ("fixed").
-        prior_precision: λ0, 1/weight². Default 0, no prior ("adaptive"), 0.0015 ("fixed").
+        prior_precision: λ0, 1/weight². Default 0, no prior ("adaptive"), 0.0015 ("fixed"). With "adaptive" noise and
+            "rms" the plain RMS of the prior's part of a step is at most the trust radius.
         precision_momentum: ν, weight of the old precision, "fixed" only (there 1.3).
         init_variance: initial variance 1/λ of a weight, "fixed" only (there 0.01).
         init_hessian: initial curvature; in units of its prior √R/ℓ with "adaptive" (1), in gradient units per
@@ -253,7 +257,7 @@ class Arturo(Persistent):
             habits.check_group(group)
             for param in group["params"]:
                 if takes_part(param):
-                    preparing.check_new(self.param_groups, param, self._process_group)
+                    preparing.check_new(self.param_groups, param, self._options, self._process_group)
             if len({id(param) for param in group["params"]}) != len(group["params"]):
                 raise ValueError(
                     "Arturo: a parameter appears twice in one group. Pass each parameter once (tied weights are one "
@@ -317,8 +321,8 @@ class Arturo(Persistent):
         """Take one step inside the trust region.
 
         Where the learning rate of every group is 0 the step only allocates missing state: nothing moves, no statistic
-        changes. If a gradient is not finite (or above 1e18) in any group that moves, the whole step is skipped and
-        counted (``skipped_steps`` of :meth:`diagnostics`); no weight and no statistic changes.
+        changes. If a gradient is not finite (or not below 1e18) in any group that moves, the whole step is skipped
+        and counted (``skipped_steps`` of :meth:`diagnostics`); no weight and no statistic changes.
 
         Args:
             closure: re-evaluates the model and returns the loss; called once, with gradients enabled.
@@ -419,7 +423,7 @@ class Arturo(Persistent):
     def _take(self, step: Step, level: Tensor, journal: Journal) -> None:
         """All of a step that changes anything."""
         outcome = stepping.take(step, level, journal)
-        bookkeeping.after_step(self.param_groups, step.ok, outcome, step.rates, journal)
+        bookkeeping.after_step(self.param_groups, outcome.report.ok, outcome, step.rates, journal)
         self._report = outcome.report
 
     def _joins_at_rest(self, reduction: Reduction) -> bool:
@@ -462,6 +466,8 @@ class Arturo(Persistent):
           or what makes the model convex).
         * ``kl``, ``kl_bound``, ``kl_ratio``: KL divergence used, its bound, in nats, and used/bound. Of the step
           before it is rounded to the weights' dtype: rounding to bfloat16 can swallow most of it.
+          Where the plain RMS of a step (``noise="fixed"`` with ``trust_region="rms"``), or of a prior's part of it, was
+          the limit, the bound is the divergence that was left.
         * ``bound_active``: whether the bound decided the step's length.
         * ``step_scale``: 1; below or above only if the dual ran out of evaluations before meeting ``kl_rtol``.
         * ``step_rms``: root mean square of the step without weight decay, also before it is rounded (weight units).

@@ -42,6 +42,41 @@ ADAPTIVE: dict[str, float] = {
 
 DEFAULTS: dict[str, dict[str, float]] = {"adaptive": ADAPTIVE, "fixed": PAPER}
 
+#: What every number may be, both ends included: far beyond what anyone uses, and short of where float32 gives out.
+#: Where zero has a meaning the range begins with it; a rate of zero freezes a group.
+RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "adaptive": {
+        "temperature": (1e-12, 1e6),
+        "prior_precision": (0.0, 1e12),
+        "init_hessian": (0.1, 10.0),
+        "init_covariance": (1e-12, 1e6),
+        "process_noise": (0.0, 1e6),
+        "length_scale": (1e-15, 1e6),
+    },
+    "fixed": {
+        "temperature": (1e-12, 1e6),
+        "prior_precision": (0.0, 1e12),
+        "precision_momentum": (1e-9, 1e9),
+        "init_variance": (1e-12, 1e12),
+        "init_hessian": (1e-12, 1e12),
+        "init_covariance": (1e-15, 1e9),
+        "measurement_noise": (1e-18, 1e18),
+        "process_noise": (0.0, 1e9),
+    },
+}
+
+#: Largest learning rate by trust region: weight units, and nats.
+LARGEST_LR: dict[str, float] = {"rms": 1e6, "kl": 1e12}
+
+#: A learning rate below this counts as 0: no weight would move, and its square is hardly a number.
+STANDSTILL = 1e-100
+
+#: Largest weight decay. A step takes no more than the whole weight away, however large lr × weight decay is.
+LARGEST_DECAY = 1e6
+
+#: Least kl_rtol by the dtype of a parameter's state: sums of that dtype are no better.
+LEAST_KL_RTOL = {torch.float32: 1e-6, torch.float64: 1e-12}
+
 #: Trust radius in units of lr ("rms"): AdamW's own steps have an RMS of 0.2 to 0.4 of its learning rate, so
 #: this factor makes AdamW's learning rates carry over.
 RADIUS_PER_LR = 0.35
@@ -69,9 +104,6 @@ NOISE_GAIN = 0.003
 #: Range of the relative curvature h/h0. Its lower end keeps every precision positive.
 CURVATURE_RANGE = (0.1, 10.0)
 
-# Zero is meaningful for these two (no prior; a filter that never forgets); everything else is a positive scale.
-_MAY_BE_ZERO = {"prior_precision", "process_noise"}
-
 # Options of the whole model besides the numbers of PAPER.
 _GLOBAL = ("trust_region", "noise", "kl_rtol", "length_scale", "state_dtype", "compile", "process_group")
 
@@ -84,6 +116,7 @@ _MEANING = {
     "init_covariance": "the filter's covariance before the first step",
     "measurement_noise": "the variance R of a gradient's noise",
     "process_noise": "the variance d by which the model drifts in a step",
+    "length_scale": "the length ℓ of the curvature prior, weight units",
 }
 
 
@@ -150,9 +183,7 @@ def make_options(
                 f'Arturo: length_scale={length_scale} has no meaning with noise="fixed", where the curvature starts at '
                 "init_hessian. Leave it out."
             )
-        length_scale = check_number("length_scale", length_scale, "the length ℓ of the curvature prior")
-        if length_scale <= 0.0:
-            raise ValueError(f"Arturo: length_scale={length_scale} must be positive (weight units).")
+        length_scale = _check_range("length_scale", length_scale, noise)
     elif noise == "adaptive" and trust_region == "kl":
         length_scale = KL_LENGTH
     defaults = DEFAULTS[noise]
@@ -168,20 +199,7 @@ def make_options(
                 )
             values[name] = math.nan
             continue
-        value = check_number(name, defaults[name] if value is None else value, _MEANING[name])
-        if value < 0.0 or (value == 0.0 and name not in _MAY_BE_ZERO):
-            sign = "non-negative" if name in _MAY_BE_ZERO else "positive"
-            raise ValueError(
-                f"Arturo: {name}={value} must be {sign}: it is {_MEANING[name]} "
-                f'(default {defaults[name]:g} with noise="{noise}").'
-            )
-        values[name] = value
-    low, high = CURVATURE_RANGE
-    if noise == "adaptive" and not low <= values["init_hessian"] <= high:
-        raise ValueError(
-            f'Arturo: init_hessian={values["init_hessian"]} must lie in [{low}, {high}] with noise="adaptive": it is '
-            "the initial curvature in units of its prior (default 1)."
-        )
+        values[name] = _check_range(name, defaults[name] if value is None else value, noise)
     return Options(
         trust_region=trust_region,  # type: ignore[arg-type]  # checked above
         noise=noise,  # type: ignore[arg-type]
@@ -230,6 +248,29 @@ def check_process_group(value: Any) -> None:
         f"Arturo: process_group={str(value)[:60]!r} is of type {type(value).__name__}: it takes a "
         "torch.distributed.ProcessGroup (torch.distributed.group.WORLD, or one of new_group), a DeviceMesh, or None."
     )
+
+
+def _check_range(name: str, value: Any, noise: str) -> float:
+    checked: float = check_number(name, value, _MEANING[name])
+    low, high = RANGES[noise][name]
+    if not low <= checked <= high:
+        sign = "positive" if low > 0.0 else "non-negative"
+        default = DEFAULTS[noise].get(name)
+        raise ValueError(
+            f"Arturo: {name}={checked} must be {sign} and lie in [{low:g}, {high:g}]: it is {_MEANING[name]} "
+            f'({"left out it follows lr" if default is None else f"default {default:g}"} with noise="{noise}").'
+        )
+    return checked
+
+
+def check_tolerance(options: Options, dtype: torch.dtype) -> None:
+    """Raise ``ValueError`` if ``kl_rtol`` is finer than what sums over a state of ``dtype`` can tell."""
+    if options.kl_rtol < LEAST_KL_RTOL[dtype]:
+        raise ValueError(
+            f"Arturo: kl_rtol={options.kl_rtol} is finer than the sums of a step: it must be at least "
+            f"{LEAST_KL_RTOL[dtype]:g} with a state in {dtype}"
+            f"{' (1e-12 with state_dtype=torch.float64)' if dtype == torch.float32 else ''}."
+        )
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -300,9 +341,15 @@ def check_group(group: dict[str, Any], options: Options) -> None:
     lr = check_number("lr", given, unit)
     if lr < 0.0:
         raise ValueError(f"Arturo: Invalid learning rate: {lr}. lr must be 0 (frozen) or positive: it is {unit}.")
+    if lr > LARGEST_LR[options.trust_region]:
+        raise ValueError(
+            f"Arturo: lr={lr} must be at most {LARGEST_LR[options.trust_region]:g}: it is {unit}. No run survives more."
+        )
     decay = check_number("weight_decay", group["weight_decay"], "AdamW's decoupled weight decay")
     if decay < 0.0:
         raise ValueError(f"Arturo: Invalid weight_decay value: {decay}. weight_decay must be 0 (none) or positive.")
+    if decay > LARGEST_DECAY:
+        raise ValueError(f"Arturo: weight_decay={decay} must be at most {LARGEST_DECAY:g}: lr × weight_decay counts.")
     maximize = group["maximize"]
     if type(maximize).__name__ not in ("bool", "bool_"):  # NumPy's too
         raise TypeError(f"Arturo: maximize={shown(maximize)} must be True or False.")

@@ -11,9 +11,9 @@ from torch import Tensor
 from arturo_core import bookkeeping, learning_rate
 from arturo_core.layouts import check_gradient, check_layout, check_parameter
 from arturo_core.names import name_of
-from arturo_core.options import Options, check_group
+from arturo_core.options import Options, check_group, check_tolerance
 from arturo_core.sharding import takes_part
-from arturo_core.state import allocate, check_held, holds
+from arturo_core.state import allocate, check_held, holds, state_dtype
 
 Groups = Sequence[dict[str, Any]]
 State = MutableMapping[Tensor, Any]
@@ -50,7 +50,7 @@ def prepare(params: Sequence[Tensor], groups: Groups, state: State, options: Opt
         if holds(held, options):
             check_held(held, param, options, which)
         else:
-            check_new(groups, param, process_group)
+            check_new(groups, param, options, process_group)
     # With or without a gradient: checkpoints then never lack a key.
     for param in params:
         if not holds(state.get(param), options):
@@ -58,7 +58,8 @@ def prepare(params: Sequence[Tensor], groups: Groups, state: State, options: Opt
             state.setdefault(param, {}).update(allocate(param, options))
 
 
-def check_new(groups: Groups, param: Tensor, process_group: Any) -> None:
-    """Refuse a parameter that cannot be trained, or whose sums could not follow its layout."""
+def check_new(groups: Groups, param: Tensor, options: Options, process_group: Any) -> None:
+    """Refuse a parameter that cannot be trained, or whose sums could not follow its layout or the tolerance asked."""
     check_parameter(param, name_of(groups, param))
     check_layout(param, process_group)
+    check_tolerance(options, state_dtype(param, options))

@@ -143,15 +143,25 @@ def _ranks(group: ProcessGroup) -> list[int]:
     return get_process_group_ranks(group)
 
 
-def totals(rows: Mapping[Hashable, Sequence[Sequence[Tensor]]], columns: int, device: torch.device) -> Tensor:
-    """Column sums of per-chunk scalars for every key, shape (keys, columns), wide, in the order of the chunks."""
-    return torch.stack([_total(row, columns, device) for row in rows.values()])
+def totals(
+    rows: Mapping[Hashable, Sequence[Sequence[Tensor]]],
+    columns: int,
+    device: torch.device,
+    factors: Mapping[Hashable, Tensor] | None = None,
+) -> Tensor:
+    """Column sums of per-chunk scalars for every key, shape (keys, columns), wide, in the order of the chunks.
+
+    ``factors`` of a key, shape (chunks, columns), bring its rows to common units.
+    """
+    factors = factors or {}
+    return torch.stack([_total(row, columns, device, factors.get(key)) for key, row in rows.items()])
 
 
-def _total(rows: Sequence[Sequence[Tensor]], columns: int, device: torch.device) -> Tensor:
+def _total(rows: Sequence[Sequence[Tensor]], columns: int, device: torch.device, factors: Tensor | None) -> Tensor:
     if not rows:
         return torch.zeros(columns, dtype=wide_dtype(device), device=device)
-    return torch.stack([torch.stack(tuple(row)).to(device, wide_dtype(device)) for row in rows]).sum(dim=0)
+    wide = torch.stack([torch.stack(tuple(row)).to(device, wide_dtype(device)) for row in rows])
+    return (wide if factors is None else wide * factors).sum(dim=0)
 
 
 def unusable(grads: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ are left to the end (:class:`Outcome`), so that a step that breaks off leaves no
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -32,7 +32,7 @@ class GroupRates:
 
     Attributes:
         lr: learning rate, as far as the weights' size lets it count, or the KL bound in nats.
-        decay: lr × weight decay; None for none.
+        decay: lr × weight decay, at most 1 (which takes the whole weight away); None for none.
         length: ℓ, weight units.
         share: lr as a share of the group's largest so far.
         peak: the group's largest lr so far, this step's included.
@@ -197,9 +197,9 @@ def compact_step(step: Step, level: Tensor, journal: Journal) -> Outcome:
         sums = [*observed, torch.full_like(observed.decrement, chunk.theta.numel())]
         rows[chunk.layout, chunk.group].append(sums)
     # One row a group; a group that stands still on its device takes no part.
-    total = reductions.totals(rows, 6, step.home).unflatten(0, (len(layouts), len(step.rates)))
+    total = reductions.totals(rows, 8, step.home).unflatten(0, (len(layouts), len(step.rates)))
     everywhere = journal.once(partial(step.reduction.sum, total))
-    decrement, stiffness, deviation, surprise, squared, elements = everywhere.unbind(dim=1)
+    decrement, stiffness, deviation, surprise, squared, signal, pull, elements = everywhere.unbind(dim=1)
     lr = torch.stack([rates.lr for rates in step.rates.values()])
     length = torch.stack([rates.length for rates in step.rates.values()])
     precision = (stiffness / length + options.prior * elements) / options.temperature
@@ -208,17 +208,21 @@ def compact_step(step: Step, level: Tensor, journal: Journal) -> Outcome:
     if options.trust_region == "kl":
         budget = 2.0 * step.reference_lr()
     else:
-        # Newton's step times lr/ℓ is lr·ĝ/(sσ); N is its RMS in units of lr.
-        signal = ((lr / length) ** 2 * decrement).sum() / options.temperature / (lr * lr * precision).sum()
-        asked = torch.clamp(RADIUS_PER_SIGNAL**2 * signal, min=RADIUS_PER_LR**2)
+        # Newton's step times lr/ℓ is lr·ĝ/(sσ); N is its RMS in units of lr. The prior's pull is no signal.
+        agreement = ((lr / length) ** 2 * signal).sum() / options.temperature / (lr * lr * precision).sum()
+        asked = torch.clamp(RADIUS_PER_SIGNAL**2 * agreement, min=RADIUS_PER_LR**2)
         squared_radius = torch.minimum(lr * lr * asked, torch.where(moves > 0.0, (step.relative * share) ** 2, 0.0))
         budget = (squared_radius * precision).sum()
     part = torch.where(lr > 0.0, share / share.amax(), 0.0)
     if options.trust_region == "kl":
         part = moves
-    multiplier, factor = trust_region.tied_multiplier(
-        (part * part * decrement).sum(), budget, options.temperature, DAMPING
-    )
+    descent = (part * part * decrement).sum()
+    if options.prior and options.trust_region == "rms":
+        # The prior moves weights without gradients for next to no divergence: the plain RMS of its pull is bounded.
+        most = (squared_radius * elements).sum() / (part * part * pull).sum()
+        budget = torch.fmin(budget, descent / options.temperature * most)
+    multiplier, factor = trust_region.tied_multiplier(descent, budget, options.temperature, DAMPING)
+    ok = ok * trust_region.usable(multiplier)
     factors = torch.where((ok > 0.0) & (part > 0.0), factor * part, 0.0)
     factor_of = dict(zip(step.rates, factors.unbind(), strict=True))
     for chunk, here in zip(step.chunks, local, strict=True):
@@ -241,7 +245,7 @@ def compact_step(step: Step, level: Tensor, journal: Journal) -> Outcome:
     level = torch.where((ok > 0.0) & torch.isfinite(found) & (found > 0.0), found, level)
     # Known before the step is taken: reducing what it did would cost every step another collective.
     squared_length = torch.where(factors > 0.0, factors * factors * squared, 0.0).sum()
-    counters, counts = step.counted()
+    counters, counts = replace(step, ok=ok).counted()
     return Outcome(
         report=Report(multiplier, ok, surprise.sum(), squared_length, elements.sum()),
         level=level,
@@ -299,6 +303,7 @@ def full_step(step: Step, journal: Journal) -> Outcome:
     rows: dict[Hashable, list[Sequence[Tensor]]] = {layout: [] for layout in layouts}
     lowest: list[list[Tensor]] = [[] for _ in layouts]
     spectra: list[trust_region.Spectrum] = []
+    units: list[Tensor] = []
     for chunk, here in zip(step.chunks, local, strict=True):
         observed, terms_of_dual = chunk.change(
             journal,
@@ -308,11 +313,15 @@ def full_step(step: Step, journal: Journal) -> Outcome:
         )
         spectra.append(terms_of_dual)
         lowest[chunk.layout].append(observed.least)
+        units.append(observed.unit.to(step.home, ok.dtype))
         size = torch.full_like(observed.total, chunk.theta.numel())
         sums = [observed.total, observed.value, observed.first, observed.precision, observed.surprise, size]
         rows[chunk.layout].append(sums)
     least = journal.once(partial(step.reduction.least, lowest, step.home))
-    everywhere = journal.once(partial(step.reduction.sum, reductions.totals(rows, 6, step.home)))
+    # Every chunk has its own unit of η, so that no sum leaves float32.
+    unit = torch.stack(units) if units else ok.new_zeros(0)
+    factors = _by_layout(step, [unit**2, None, 1.0 / unit, None, None, None], unit)
+    everywhere = journal.once(partial(step.reduction.sum, reductions.totals(rows, 6, step.home, factors)))
     total, value, first_derivative, precision_sum, surprise, elements = everywhere.unbind()
 
     lr = step.reference_lr()
@@ -323,23 +332,33 @@ def full_step(step: Step, journal: Journal) -> Outcome:
     newton_value = torch.where(convex, value, torch.inf)
     newton = trust_region.SecularSums(newton_value, first_derivative, first_derivative)
     bracket = trust_region.start(budget, total, newton, convex)
+    factors = _by_layout(step, [None, 1.0 / unit, 1.0 / unit**2], unit)
+    pole = _spread(eta_min / unit, local)
     for _ in range(trust_region.EVALUATIONS):
-        points = {here.ok: (eta_min.to(here.ok), bracket.t.to(here.ok)) for here in local}
         values: dict[Hashable, list[Sequence[Tensor]]] = {layout: [] for layout in layouts}
-        for chunk, spectrum, here in zip(step.chunks, spectra, local, strict=True):
-            values[chunk.layout].append(step.passes.full_secular(spectrum, *points[here.ok]))
-        everywhere = journal.once(partial(step.reduction.sum, reductions.totals(values, 3, step.home)))
+        for chunk, spectrum, low, t in zip(step.chunks, spectra, pole, _spread(bracket.t / unit, local), strict=True):
+            values[chunk.layout].append(step.passes.full_secular(spectrum, low, t))
+        everywhere = journal.once(partial(step.reduction.sum, reductions.totals(values, 3, step.home, factors)))
         bracket = trust_region.advance(bracket, trust_region.SecularSums(*everywhere.unbind()), budget)
     multiplier = trust_region.settle(bracket, newton_value, eta_min, budget, options.kl_rtol)
+    if options.trust_region == "rms":
+        lengths: dict[Hashable, list[Sequence[Tensor]]] = {layout: [] for layout in layouts}
+        for chunk, spectrum, here, low, t in zip(
+            step.chunks, spectra, local, pole, _spread(multiplier.t / unit, local), strict=True
+        ):
+            length = step.passes.full_length(chunk.state[0], spectrum, low, t, here.terms)
+            lengths[chunk.layout].append([length.to(ok.dtype) * here.terms.weight])
+        squared_length = journal.once(partial(step.reduction.sum, reductions.totals(lengths, 1, step.home)))[0]
+        multiplier = trust_region.within(multiplier, squared_length, (RADIUS_PER_LR * lr) ** 2 * elements)
+    ok = ok * trust_region.usable(multiplier)
     # A skipped step takes a step of length zero from a point where nothing is infinite.
-    point = (
-        torch.where(ok > 0.0, multiplier.eta_min, 0.0),
-        torch.where(ok > 0.0, multiplier.t, 1.0),
-        torch.where(ok > 0.0, multiplier.scale, 0.0),
+    points = (
+        _spread(torch.where(ok > 0.0, eta_min / unit, 0.0), local),
+        _spread(torch.where(ok > 0.0, multiplier.t / unit, 1.0), local),
+        _spread(torch.where(ok > 0.0, multiplier.scale * multiplier.share, 0.0).expand_as(unit), local),
     )
-    solved = {here.ok: (point[0].to(here.ok), point[1].to(here.ok), point[2].to(here.ok) * here.ok) for here in local}
     moved: dict[Hashable, list[Sequence[Tensor]]] = {layout: [] for layout in layouts}
-    for chunk, spectrum, here in zip(step.chunks, spectra, local, strict=True):
+    for chunk, spectrum, here, low, t, scale in zip(step.chunks, spectra, local, *points, strict=True):
         precision, *belief = chunk.state
         squared = chunk.change(
             journal,
@@ -349,8 +368,10 @@ def full_step(step: Step, journal: Journal) -> Outcome:
                 precision,
                 FullBelief(*belief),
                 spectrum,
-                here.ok,
-                *solved[here.ok],
+                here.ok * ok.to(here.ok),
+                low,
+                t,
+                scale * here.ok,
                 here.terms,
                 options,
             ),
@@ -360,7 +381,8 @@ def full_step(step: Step, journal: Journal) -> Outcome:
         moved[chunk.layout].append([squared])
         chunk.write_back(journal)
     squared_length = journal.once(partial(step.reduction.sum, reductions.totals(moved, 1, step.home)))[0]
-    return Outcome(Report(multiplier, ok, surprise, squared_length, elements), None, step.counted())
+    taken = replace(step, ok=ok)
+    return Outcome(Report(multiplier, ok, surprise, squared_length, elements), None, taken.counted())
 
 
 def _full_observe(step: Step, chunk: Chunk, here: Local) -> tuple[FullObserved, trust_region.Spectrum]:
@@ -381,3 +403,19 @@ def _full_observe(step: Step, chunk: Chunk, here: Local) -> tuple[FullObserved, 
         step.rates[chunk.group].maximize,
     )
     return observed, terms_of_dual
+
+
+def _spread(values: Tensor, local: Sequence[Local]) -> list[Tensor]:
+    """One wide scalar a chunk, on the chunks' own devices and in their dtypes."""
+    known = {here.ok: values.to(here.ok).unbind() for here in local}
+    return [known[here.ok][index] for index, here in enumerate(local)]
+
+
+def _by_layout(step: Step, columns: Sequence[Tensor | None], like: Tensor) -> dict[Hashable, Tensor]:
+    """Factors of the sums of every chunk, one column each (None for 1), by layout."""
+    table = torch.stack([torch.ones_like(like) if column is None else column for column in columns], dim=1)
+    found: dict[Hashable, Tensor] = {}
+    for layout in range(len(step.reduction.layouts)):
+        own = [index for index, chunk in enumerate(step.chunks) if chunk.layout == layout]
+        found[layout] = table if len(own) == len(table) else table[own]
+    return found

@@ -47,6 +47,21 @@ def spectrum(slope: Tensor, curvature: Tensor, precision: Tensor) -> Spectrum:
     return Spectrum(slope / torch.sqrt(precision), curvature / precision)
 
 
+def unit_of(slope: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """A unit of η in which float32 holds the squares of a spectrum and the derivatives of their sum.
+
+    In it slopes are at most 2. It is a power of two, so that changing to it rounds nothing.
+
+    Args:
+        slope: largest |a|/√λ.
+        least: least b/λ.
+        most: largest b/λ.
+    """
+    # Where curvatures are that much larger than slopes, the squares that underflow count for nothing.
+    size = torch.maximum(slope, 2.0**-100 * torch.maximum(least.abs(), most.abs()))
+    return torch.exp2(torch.floor(torch.log2(size.clamp(2.0**-100, 2.0**100))))
+
+
 def distance(curvature: Tensor, eta_min: Tensor | float, t: Tensor | float) -> Tensor:
     """max(c + η_min, 0) + t, how far the multiplier is from a coordinate's pole; never zero."""
     return torch.clamp(curvature + eta_min, min=TINY) + t
@@ -141,7 +156,7 @@ class Multiplier(NamedTuple):
 
     ``t`` and ``eta_min`` give η = η_min + t; ``scale`` multiplies the primal step (1 unless the evaluations ran out
     before the tolerance was met); ``kl`` is what the step spends and ``bound`` what it may, in nats; ``active`` says
-    whether the bound decided the step (0 or 1).
+    whether the bound decided the step (0 or 1). ``share`` multiplies the step, too: what :func:`within` leaves of it.
     """
 
     eta_min: Tensor
@@ -150,15 +165,18 @@ class Multiplier(NamedTuple):
     kl: Tensor
     bound: Tensor
     active: Tensor
+    share: Tensor
 
 
 def settle(bracket: Bracket, newton_value: Tensor, eta_min: Tensor, budget: Tensor, kl_rtol: float) -> Multiplier:
     """The multiplier of the best point evaluated, or η = η_min where the Newton step already lies inside the bound."""
-    active = newton_value > budget
-    value = torch.where(active, bracket.best_value, newton_value)
+    longer = newton_value > budget
+    # A point without slope is stationary, also where the model is not convex and has no minimum.
+    active = longer & (bracket.best_value > 0.0)
+    value = torch.where(longer, bracket.best_value, newton_value)
     met = ~active | ((value / budget - 1.0).abs() <= kl_rtol)
     scale = torch.where(met, torch.ones_like(value), torch.sqrt(budget / value))
-    scale = torch.where(torch.isfinite(scale), scale, torch.zeros_like(scale))
+    scale = torch.where(torch.isfinite(scale) & (active | ~longer), scale, torch.zeros_like(scale))
     zero = torch.zeros_like(value)
     return Multiplier(
         eta_min=eta_min,
@@ -167,7 +185,35 @@ def settle(bracket: Bracket, newton_value: Tensor, eta_min: Tensor, budget: Tens
         kl=0.5 * torch.where(scale > 0.0, value * scale * scale, zero),
         bound=0.5 * budget,
         active=active.to(value.dtype),
+        share=torch.ones_like(value),
     )
+
+
+def within(multiplier: Multiplier, squared: Tensor, most: Tensor) -> Multiplier:
+    """The multiplier, with a shorter step and a smaller bound where the step's plain length would be too large.
+
+    Args:
+        multiplier: solution of the dual.
+        squared: Σ δ² of its step, before ``scale``.
+        most: what Σ δ² may be.
+    """
+    share = torch.sqrt(most / squared) / multiplier.scale
+    too_long = share < 1.0
+    kl = torch.where(too_long, multiplier.kl * share * share, multiplier.kl)
+    return multiplier._replace(
+        share=torch.where(too_long, share, multiplier.share),
+        kl=kl,
+        bound=torch.where(too_long, kl, multiplier.bound),
+        active=torch.where(too_long, 1.0, multiplier.active),
+    )
+
+
+def usable(multiplier: Multiplier) -> Tensor:
+    """Whether a step can be taken with it: everything is finite, and a bound that is active leaves some of the step."""
+    finite = torch.isfinite(
+        torch.stack([multiplier.eta_min, multiplier.t, multiplier.scale * multiplier.share, multiplier.kl])
+    ).all()
+    return finite & ((multiplier.active == 0.0) | (multiplier.kl > 0.0))
 
 
 def tied_multiplier(
@@ -198,5 +244,6 @@ def tied_multiplier(
         kl=0.5 * newton / (ratio * ratio),
         bound=0.5 * budget,
         active=active.to(newton.dtype),
+        share=torch.ones_like(newton),
     )
     return multiplier, 1.0 / ratio

@@ -13,7 +13,10 @@ from torch import Tensor
 from arturo_core.curvature import (
     COVARIANCE_LIMIT,
     CURVATURE_STEP,
+    DECAY_REACH,
     MOVED,
+    NEGLIGIBLE,
+    NEGLIGIBLE_NOISE,
     NOISE_FLOOR,
     CompactBelief,
     FullBelief,
@@ -25,7 +28,10 @@ from arturo_core.kernels.moving import move
 from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
 from arturo_core.kernels.scratch import scratch
 from arturo_core.options import CURVATURE_RANGE, Options
-from arturo_core.trust_region import TINY, SecularSums, Spectrum
+from arturo_core.trust_region import TINY, SecularSums, Spectrum, unit_of, wide_dtype
+
+#: Power of two that keeps e²/√S in range for every gradient that is allowed.
+_SURPRISE_UNIT = 2.0**-50
 
 #: A pass writes before it has read everything, so an exception inside leaves its chunk half done.
 ATOMIC = False
@@ -36,6 +42,11 @@ def _observed_(into: Tensor, grad: Tensor, maximize: bool) -> Tensor:
     # A step with a non-finite gradient is skipped by zero gains, and zero times NaN would be NaN.
     torch.nan_to_num(grad.to(into.dtype), 0.0, 0.0, 0.0, out=into)
     return into.neg_() if maximize else into
+
+
+def _flush_(values: Tensor) -> None:
+    """Zero where they are negligible."""
+    torch.hardshrink(values, NEGLIGIBLE, out=values)
 
 
 def _stiffness_(into: Tensor, belief: CompactBelief) -> Tensor:
@@ -61,23 +72,27 @@ def compact_observe(
     innovation, deviation, growth, variance = scratch(gradient, 4)
     if terms.decay is not None:
         shrink = move(theta, torch.mul(theta.to(gradient.dtype), -terms.decay, out=growth))
-        gradient.addcmul_(_stiffness_(deviation, belief).div_(terms.length), shrink)
+        reach = DECAY_REACH * gains.gradient
+        shift = torch.mul(shrink, curvature, out=variance).mul_(1.0 / (terms.length * reach.clamp(min=1e-12)))
+        shift.clamp_(-1.0, 1.0).mul_(reach)
+        gradient.addcmul_(torch.add(noise, NOISE_FLOOR, out=deviation).sqrt_(), shift)
         displacement.add_(shrink)
     _observed_(innovation, grad, maximize).sub_(gradient).mul_(ok)
     outside = 1.0 + gains.predicted
     scaled = torch.mul(innovation, torch.sqrt(gains.noise / outside), out=variance)
-    noise.mul_(1.0 - gains.noise).addcmul_(scaled, scaled)
+    torch.threshold_(noise.mul_(1.0 - gains.noise).addcmul_(scaled, scaled), NEGLIGIBLE_NOISE, 0.0)
     torch.add(noise, NOISE_FLOOR, out=deviation).sqrt_()
-    gradient.add_(torch.mul(innovation, gains.gradient, out=growth))
+    gradient.addcmul_(innovation, gains.gradient)
     # x = D/ℓ enters as D with ℓ in the scalars.
-    torch.mul(displacement, displacement, out=variance).mul_(gains.curvature / terms.length**2).add_(outside)
+    torch.mul(displacement, gains.curvature / terms.length**2, out=variance)
+    torch.addcmul(outside, variance, displacement, out=variance)
     surprise = innovation.div_(deviation)
     scaled = torch.div(surprise, variance, out=variance)
     counted = torch.dot(surprise, scaled)
     torch.mul(displacement, scaled, out=growth).mul_(gains.curvature / terms.length)
     growth.clamp_(-CURVATURE_STEP, CURVATURE_STEP)
     moved = torch.mul(displacement, displacement, out=variance).mul_(1.0 / (MOVED * terms.length**2))
-    growth.sub_(moved.clamp_(max=1.0).mul_(gains.level)).exp_()
+    growth.addcmul_(moved.clamp_(max=1.0), gains.level, value=-1.0).exp_()
     curvature.mul_(growth).clamp_(*CURVATURE_RANGE)
     displacement.mul_(1.0 - gains.gradient)
     total = deviation.sum()
@@ -86,10 +101,13 @@ def compact_observe(
     slope = _slope(gradient, theta, options)
     if options.prior:
         newton = torch.div(slope, stiffness.div_(terms.length).add_(options.prior), out=growth)
-        return CompactObserved(torch.dot(newton, slope), stiff, total, counted, torch.dot(newton, newton))
+        decrement, squared = torch.dot(newton, slope), torch.dot(newton, newton)
+        signal = torch.dot(torch.div(gradient, stiffness, out=variance), gradient)
+        pull = newton.sub_(variance)
+        return CompactObserved(decrement, stiff, total, counted, squared, signal, torch.dot(pull, pull))
     newton = torch.div(slope, stiffness, out=growth)
     decrement, squared = torch.dot(newton, slope) * terms.length, torch.dot(newton, newton) * terms.length**2
-    return CompactObserved(decrement, stiff, total, counted, squared)
+    return CompactObserved(decrement, stiff, total, counted, squared, decrement, torch.zeros_like(decrement))
 
 
 def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> None:
@@ -107,6 +125,8 @@ def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: G
         # h·δ = −f·ĝ exactly where b = h and nothing is rounded away.
         belief.gradient.mul_(1.0 - factor)
     belief.displacement.add_(step)
+    _flush_(belief.gradient)
+    _flush_(belief.displacement)
 
 
 def _recentre_(belief: FullBelief, displacement: Tensor, floor: Tensor, shift: Tensor) -> None:
@@ -155,7 +175,8 @@ def full_observe(
     innovation.sub_(gradient).mul_(ok)
     torch.add(cov_gg, options.measurement_noise, out=variance)
     torch.div(innovation, variance, out=scaled)
-    surprise = torch.dot(innovation, scaled)
+    root_noise = options.measurement_noise**0.5
+    surprise = torch.dot(innovation.mul_(_SURPRISE_UNIT * root_noise), scaled).to(wide_dtype(theta.device))
     gradient.addcmul_(cov_gg, scaled)
     hessian.addcmul_(cov_gh, scaled)
     kept = variance.reciprocal_()
@@ -169,15 +190,20 @@ def full_observe(
     torch.mul(precision, terms.weight, out=weighted)
     torch.add(hessian, options.prior, out=ratio).div_(weighted)
     torch.div(_slope(gradient, theta, options), weighted.sqrt_(), out=scaled_slope)
+    least, most = torch.aminmax(ratio)
+    unit = unit_of(torch.stack(torch.aminmax(scaled_slope)).abs().amax(), least, most)
+    scaled_slope.div_(unit)
+    ratio.div_(unit)
     positive = torch.clamp(ratio, min=TINY, out=variance)
     root = torch.div(scaled_slope, positive, out=innovation)
     return FullObserved(
-        least=ratio.amin(),
+        least=least,
         total=torch.dot(scaled_slope, scaled_slope),
         value=torch.dot(root, root),
         first=-2.0 * torch.dot(root, torch.div(root, positive, out=positive)),
         precision=precision.sum(),
-        surprise=surprise,
+        surprise=surprise / (_SURPRISE_UNIT * root_noise),
+        unit=unit,
     )
 
 
@@ -191,6 +217,14 @@ def full_secular(terms_of_dual: Spectrum, eta_min: Tensor, t: Tensor) -> Secular
     torch.div(terms_of_dual.slope, gap, out=moved)
     first = torch.div(moved, gap, out=gap)
     return SecularSums(torch.dot(moved, moved), -2.0 * torch.dot(moved, first), 6.0 * torch.dot(first, first))
+
+
+def full_length(precision: Tensor, terms_of_dual: Spectrum, eta_min: Tensor, t: Tensor, terms: GroupTerms) -> Tensor:
+    weighted, gap = scratch(precision, 2)
+    torch.mul(precision, terms.weight, out=weighted).sqrt_()
+    _distance_(gap, terms_of_dual.curvature, eta_min, t).mul_(weighted)
+    step = torch.div(terms_of_dual.slope, gap, out=gap)
+    return torch.dot(step, step)
 
 
 def full_apply(
@@ -214,4 +248,6 @@ def full_apply(
     target.add_(belief.hessian, alpha=1.0 / kept).add_(options.prior / kept).clamp_(min=precision_floor(options))
     precision.lerp_(target, ok.to(precision.dtype))
     _recentre_(belief, step, gap, weighted)
+    for values in (belief.gradient, belief.hessian, belief.cov_gh):
+        _flush_(values)
     return torch.dot(step, step)

@@ -34,10 +34,15 @@ class CompactObserved(NamedTuple):
     deviation: Tensor  # Σ √R
     surprise: Tensor  # Σ e²/S
     squared: Tensor  # Σ (a/b)²
+    signal: Tensor  # Σ ĝ²/b, which is Σ a²/b without a prior
+    pull: Tensor  # Σ (κλ0θ/b)², zero without a prior
 
 
 class FullObserved(NamedTuple):
-    """Sums over a chunk, 0-dimensional, in the state's dtype or wider; λ stands for ωλ except in ``precision``."""
+    """Sums over a chunk, 0-dimensional, in the state's dtype or wider; λ stands for ωλ except in ``precision``.
+
+    ``total`` and ``first`` are in the chunk's unit of η, and so are the terms of the dual that the pass has filled in.
+    """
 
     least: Tensor  # min b/λ
     total: Tensor  # Σ a²/λ
@@ -45,10 +50,11 @@ class FullObserved(NamedTuple):
     first: Tensor  # its derivative
     precision: Tensor  # Σ λ
     surprise: Tensor  # Σ e²/S
+    unit: Tensor  # of η in this chunk, a power of two
 
 
 class Passes(Protocol):
-    """The five passes. All change their chunk's tensors in place; ``ok`` = 0 makes every one of them a no-op.
+    """The six passes. All change their chunk's tensors in place; ``ok`` = 0 makes every one of them a no-op.
 
     Attributes:
         ATOMIC: whether an exception in a pass comes before its first write.
@@ -93,7 +99,12 @@ class Passes(Protocol):
         """
 
     def full_secular(self, terms_of_dual: Spectrum, eta_min: Tensor, t: Tensor) -> SecularSums:
-        """Evaluate 2·KL and its two derivatives at t."""
+        """Evaluate 2·KL and its two derivatives at t; multiplier and derivatives are in the chunk's unit."""
+
+    def full_length(
+        self, precision: Tensor, terms_of_dual: Spectrum, eta_min: Tensor, t: Tensor, terms: GroupTerms
+    ) -> Tensor:
+        """Σ δ² of the primal step, which is not taken."""
 
     def full_apply(
         self,
@@ -108,4 +119,4 @@ class Passes(Protocol):
         terms: GroupTerms,
         options: Options,
     ) -> Tensor:
-        """Take the primal step, update the precision and re-centre. Returns Σ δ²."""
+        """Take the primal step (multiplier in the chunk's unit), update the precision and re-centre. Returns Σ δ²."""

@@ -9,13 +9,16 @@ from torch import Tensor
 
 from arturo_core.curvature import (
     COVARIANCE_LIMIT,
+    NEGLIGIBLE_NOISE,
     NOISE_FLOOR,
     CompactBelief,
     FullBelief,
     Gains,
+    compact_decay,
     compact_hessian,
     compact_recentre,
     compact_update,
+    flushed,
     predict,
     recentre,
     update,
@@ -24,7 +27,16 @@ from arturo_core.gaussian import precision_floor, updated_precision
 from arturo_core.kernels.moving import move
 from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
 from arturo_core.options import CURVATURE_RANGE, Options
-from arturo_core.trust_region import SecularSums, Spectrum, primal, secular_sums, spectrum, surrogate, wide_sum
+from arturo_core.trust_region import (
+    SecularSums,
+    Spectrum,
+    primal,
+    secular_sums,
+    spectrum,
+    surrogate,
+    unit_of,
+    wide_sum,
+)
 
 #: A pass writes before it has read everything, so an exception inside leaves its chunk half done.
 ATOMIC = False
@@ -54,15 +66,19 @@ def compact_observe(
     moved = belief
     if terms.decay is not None:
         displacement = move(theta, -terms.decay * theta.to(belief.gradient.dtype))
-        moved = compact_recentre(belief, displacement, terms.length)
+        moved = compact_decay(belief, displacement, gains.gradient, terms.length)
     observed = _clean(grad, moved.gradient, ok, maximize)
     updated, surprise = compact_update(moved, observed, gains, terms.length, CURVATURE_RANGE)
+    updated = updated._replace(noise=flushed(updated.noise, NEGLIGIBLE_NOISE))
     _store(belief, updated)
     slope, curvature = _compact_surrogate(theta, updated, terms, options)
     deviation = torch.sqrt(updated.noise + NOISE_FLOOR)
+    newton = slope / curvature
     return CompactObserved(
-        decrement=wide_sum(slope * slope / curvature),
-        squared=wide_sum((slope / curvature) ** 2),
+        decrement=wide_sum(newton * slope),
+        signal=wide_sum(updated.gradient / curvature * updated.gradient),
+        pull=wide_sum(((slope - updated.gradient) / curvature) ** 2),
+        squared=wide_sum(newton * newton),
         stiffness=wide_sum(updated.curvature * deviation),
         deviation=wide_sum(deviation),
         surprise=wide_sum(surprise),
@@ -72,7 +88,9 @@ def compact_observe(
 def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> None:
     slope, curvature = _compact_surrogate(theta, belief, terms, options)
     displacement = move(theta, -factor * (slope / curvature))
-    _store(belief, compact_recentre(belief, displacement, terms.length))
+    moved = compact_recentre(belief, displacement, terms.length)
+    gradient, displaced = flushed(moved.gradient), flushed(moved.displacement)
+    _store(belief, moved._replace(gradient=gradient, displacement=displaced))
 
 
 def _compact_surrogate(
@@ -108,21 +126,30 @@ def full_observe(
     updated, surprise = update(predicted, observed, options.measurement_noise, ok)
     _store(belief, updated)
     slope, curvature = surrogate(updated.gradient, updated.hessian, mean, options.prior)
-    scaled = spectrum(slope, curvature, terms.weight * precision)
+    raw = spectrum(slope, curvature, terms.weight * precision)
+    least, most = torch.aminmax(raw.curvature)
+    unit = unit_of(raw.slope.abs().amax(), least, most)
+    scaled = Spectrum(raw.slope / unit, raw.curvature / unit)
     _store(terms_of_dual, scaled)
     newton = secular_sums(scaled, 0.0, 0.0)
     return FullObserved(
-        least=scaled.curvature.amin().to(newton.value.dtype),
+        least=least.to(newton.value.dtype),
         total=wide_sum(scaled.slope * scaled.slope),
         value=newton.value,
         first=newton.first,
         precision=wide_sum(precision),
         surprise=wide_sum(surprise),
+        unit=unit,
     )
 
 
 def full_secular(terms_of_dual: Spectrum, eta_min: Tensor, t: Tensor) -> SecularSums:
     return secular_sums(terms_of_dual, eta_min, t)
+
+
+def full_length(precision: Tensor, terms_of_dual: Spectrum, eta_min: Tensor, t: Tensor, terms: GroupTerms) -> Tensor:
+    step = primal(terms_of_dual, terms.weight * precision, eta_min, t)
+    return wide_sum(step * step)
 
 
 def full_apply(
@@ -147,5 +174,7 @@ def full_apply(
     )
     # lerp is exact at both ends: a skipped step leaves the precision as it was, bit for bit.
     precision.copy_(torch.lerp(precision, target, ok.to(precision.dtype)))
-    _store(belief, recentre(belief, displacement))
+    moved = recentre(belief, displacement)
+    gradient, hessian, cov_gh = (flushed(values) for values in (moved.gradient, moved.hessian, moved.cov_gh))
+    _store(belief, moved._replace(gradient=gradient, hessian=hessian, cov_gh=cov_gh))
     return wide_sum(displacement * displacement)

@@ -19,6 +19,7 @@ class Written:
         zeros = np.zeros_like(theta)
         self.g, self.noise, self.s, self.moved = zeros.copy(), zeros.copy(), np.ones_like(theta), zeros.copy()
         self.p, self.steps, self.level, self.peak, self.longest = 1.0, 0, 1.0, 0.0, 0.0
+        self.limited = 0  # steps in which weight decay went beyond what the model follows
         self.relative = self.signal = 0  # steps whose radius came from the weights, or from the signal, instead of lr
 
     def step(self, gradient: np.ndarray, lr: float, decay: float) -> None:
@@ -27,12 +28,14 @@ class Written:
         relative = 0.16 * np.sqrt((self.theta[:20] ** 2 / 4 + 0.1 / 20).mean())
         self.longest = max(self.longest, min(lr, relative / 0.35))
         ell = 8.0 * self.longest
-        shrink = -lr * decay * self.theta
-        self.g += self.s * np.sqrt(self.noise + 1e-36) / ell * shrink
-        self.moved += shrink
-        self.theta += shrink
+        shrink = -min(lr * decay, 1.0) * self.theta
         p = self.p + 0.03 * (lr / self.peak) ** 2
         gain = p / (1.0 + p)
+        reach = 0.6 * gain
+        self.limited += np.abs(self.s * shrink / ell).max() > reach
+        self.g += np.sqrt(self.noise + 1e-36) * np.clip(self.s * shrink / ell, -reach, reach)
+        self.moved += shrink
+        self.theta += shrink
         error = gradient - self.g
         self.noise += max(1.0 / (1.0 + self.steps), 0.003) * (error**2 / (1.0 + p) - self.noise)
         sigma = np.sqrt(self.noise + 1e-36)
@@ -60,7 +63,7 @@ class Written:
 
 @pytest.mark.parametrize("seed", [0, 2, 3])
 @pytest.mark.parametrize(("peak", "always_bound"), [(1e-3, True), (0.1, False)])
-@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("decay", [0.0, 0.1, 20.0])
 @pytest.mark.parametrize("spread", [0.05, 2.0])
 def test_every_statistic_follows_the_documented_rule(
     seed: int, spread: float, decay: float, peak: float, always_bound: bool
@@ -105,6 +108,7 @@ def test_every_statistic_follows_the_documented_rule(
     if spread < 1.0:  # in much noise Newton's step is short, and so seldom short enough
         assert (inactive == 0) == always_bound
     assert (written.relative == 0) == always_bound
+    assert (written.limited > 0) == (decay > 1.0)
     assert written.signal > 0
     if spread > 1.0:
         assert written.signal < 125  # of 150: often lr alone decides

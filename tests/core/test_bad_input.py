@@ -185,7 +185,9 @@ def test_the_name_of_a_dtype_is_the_dtype(name, options):
     refused(ValueError, ["state_dtype cannot differ"], [{"params": weight(), "state_dtype": torch.float64}])
 
 
-@pytest.mark.parametrize("value", ["x", 0, True, object(), [0, 1], torch.ones(2)], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", ["x", 0, True, object(), [0, 1], torch.ones(2)], ids=lambda value: type(value).__name__
+)
 def test_a_process_group_is_one(value):
     refused(TypeError, ["process_group", "ProcessGroup", "DeviceMesh", "None"], weight(), process_group=value)
     optimizer = Arturo(weight())
