@@ -30,6 +30,7 @@ from arturo_core.kernels import compiled, eager, reference
 from arturo_core.kernels.chunks import Chunk, Source, chunks
 from arturo_core.layouts import check_caller, check_layout, check_step
 from arturo_core.options import (
+    LARGEST_LR,
     PAPER,
     PAPER_KL_BOUND,
     check_group,
@@ -401,7 +402,13 @@ class Arturo(Persistent):
             rates=rates,
             options=options,
             passes=compiled.passes() if options.compile else eager,
-            ok=seen.ok * (torch.isfinite(lr).all() & (lr.amin() >= 0.0) & (lr.amax() > 0.0)),
+            ok=seen.ok
+            * (
+                torch.isfinite(lr).all()
+                & (lr.amin() >= 0.0)
+                & (lr.amax() > 0.0)
+                & (lr.amax() <= LARGEST_LR[options.trust_region])
+            ),
             relative=seen.relative,
             home=home,
             reduction=reduction,
