@@ -29,7 +29,7 @@ COVARIANCE_LIMIT = 1e5
 NOISE_FLOOR = 1e-36
 
 
-#: Below this ĝ, h and D count as zero: they decay for ever, and arithmetic with subnormal numbers is many times slower.
+#: Below this ĝ, h and D count as zero: they decay for ever, and on many processors subnormal numbers are far slower.
 NEGLIGIBLE = 1e-30
 
 #: Below this R counts as zero, beside the floor of a noise variance.
