@@ -4,12 +4,12 @@
 
     timm.optim.create_optimizer_v2(model, opt="arturo", lr=1e-3, weight_decay=0.05)
 
-timm builds the parameter groups: without weight decay for biases and norms, by layers with ``layer_decay``. Its schedulers
-write ``lr`` and Arturo reads it, ``lr_scale`` of a layer included. Any option of :class:`arturo_core.Arturo` goes in as a
-keyword, or after ``--opt-kwargs``: ``--opt-kwargs noise=fixed kl_rtol=1e-4``.
+timm builds the parameter groups: without weight decay for biases and norms, by layers with ``layer_decay``. Its
+schedulers write ``lr`` and Arturo reads it, a layer's ``lr_scale`` included. Any option of :class:`arturo_core.Arturo`
+goes in as a keyword, or after ``--opt-kwargs``: ``--opt-kwargs noise=fixed kl_rtol=1e-4``.
 
-What timm sends to every optimizer by habit and arTuRO has no use for (``--momentum``, ``--opt-eps``, ``--opt-betas``), timm
-drops by itself, as it does for others.
+timm sends ``--momentum``, ``--opt-eps`` and ``--opt-betas`` only to optimizers that say they have them. This one does
+not.
 """
 
 from timm.optim import OptimInfo

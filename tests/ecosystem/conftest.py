@@ -18,8 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def _declare_torchvision_operators() -> None:
     """Declares the two operators that torchvision describes on import even where its binary cannot be loaded.
 
-    PyPI's torchvision is built against CUDA. Beside another build of torch its binary does not load, and then `import torchvision`
-    fails, and with it timm's and fastai's. No test here uses an operator of torchvision.
+    PyPI's torchvision is built against CUDA. Beside another build of torch its binary does not load, and then
+    `import torchvision` fails, and with it timm's and fastai's. No test here uses an operator of torchvision.
     """
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from packages import package
 
-package("ignite")
+pytest.importorskip("ignite")
 
 import torch
 from ignite.engine import Engine, Events, create_supervised_trainer

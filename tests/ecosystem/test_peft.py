@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 
-from packages import package
-
-peft = package("peft")
-package("transformers")
-package("accelerate")
-
 import pytest
+
+pytest.importorskip("peft")
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+import peft
+import transformers
 from tiny_trainer import arturo_of, assert_identical, changed, tiny_model, tiny_trainer, weights
 from training_records import assert_falls, assert_holds_arturo, assert_records
 
@@ -28,9 +29,7 @@ NAMES = {"LoRA": "lora_", "DoRA": "lora_magnitude_vector", "IA3": "ia3_l"}
 def adapted(method, seed=0):
     """A model whose own weights are always the same, since they are frozen, and an adapter drawn with the seed."""
     model = tiny_model(0)
-    from transformers import set_seed
-
-    set_seed(seed)
+    transformers.set_seed(seed)
     return peft.get_peft_model(model, METHODS[method]())
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from packages import package
 
-package("sentence_transformers")
+pytest.importorskip("sentence_transformers")
 
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -16,7 +15,7 @@ from tiny_text import BAD, GOOD, save_tiny_bert, sentences
 from tiny_trainer import arturo_of, assert_identical, weights
 from training_records import assert_falls, assert_holds_arturo, assert_records
 
-import arturo_integrations.transformers
+import arturo_integrations.transformers  # noqa: F401  (registers optim="arturo")
 
 pytestmark = pytest.mark.ecosystem
 
@@ -85,8 +84,6 @@ def test_a_loss_with_weights_and_an_own_learning_rate(tmp_path):
     assert_records(records_of(trainer), range(1, STEPS + 1))
     assert_falls([record["loss"] for record in records_of(trainer)], to=0.95)
     optimizer = assert_holds_arturo(arturo_of(trainer), STEPS, trainer.loss)
-    rates = {
-        id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]
-    }
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in trainer.loss.named_parameters():
         assert rates[id(parameter)] == (1e-3 if "embeddings" in name else 1e-2), name

@@ -6,9 +6,8 @@ The second builds an AdamW of its own where the classifier is a differentiable o
 from __future__ import annotations
 
 import pytest
-from packages import package
 
-package("setfit")
+pytest.importorskip("setfit")
 
 from datasets import Dataset
 from setfit import SetFitModel, Trainer, TrainingArguments
@@ -16,7 +15,7 @@ from tiny_text import BAD, GOOD, save_tiny_bert, sentences
 from tiny_trainer import arturo_of
 from training_records import assert_falls, assert_holds_arturo, assert_records
 
-import arturo_integrations.transformers
+import arturo_integrations.transformers  # noqa: F401  (registers optim="arturo")
 
 pytestmark = pytest.mark.ecosystem
 

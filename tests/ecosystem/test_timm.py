@@ -8,10 +8,10 @@ import logging
 import math
 
 import pytest
-from packages import package
 
-timm = package("timm")
+pytest.importorskip("timm")
 
+import timm
 import torch
 from timm.models import resume_checkpoint
 from timm.optim import create_optimizer, create_optimizer_v2, get_optimizer_class, list_optimizers, optimizer_kwargs
@@ -46,7 +46,7 @@ def pictures():
     return list(zip(images.split(16), labels.split(16), strict=True))
 
 
-def arguments(*command_line):
+def arguments(command_line):
     """The part of train.py's command line that concerns the optimizer."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--opt", default="sgd")
@@ -57,7 +57,7 @@ def arguments(*command_line):
     parser.add_argument("--lr", type=float)
     parser.add_argument("--layer-decay", type=float)
     parser.add_argument("--opt-kwargs", nargs="*", default={}, action=ParseKwargs)
-    return parser.parse_args(command_line)
+    return parser.parse_args(command_line.split())
 
 
 def train(model, optimizer, epochs, start=0, folder=None):
@@ -96,7 +96,8 @@ def test_the_registry_knows_arturo_and_registration_can_be_repeated(caplog):
 
 def test_the_command_line_of_train_py_builds_the_same_optimizer_as_by_hand():
     model = tiny_vit()
-    args = arguments(*"--opt arturo --lr 1e-2 --weight-decay 0.05 --opt-eps 1e-8 --opt-betas 0.9 0.95".split())
+    habits = "--opt-eps 1e-8 --opt-betas 0.9 0.95"
+    args = arguments(f"--opt arturo --lr 1e-2 --weight-decay 0.05 {habits}")
     ours = create_optimizer_v2(model, **optimizer_kwargs(args), **args.opt_kwargs)
     assert_trains(model, ours)
     twin = tiny_vit()
@@ -126,7 +127,7 @@ def test_options_go_through_opt_kwargs_and_the_default_lr_is_arturos():
     assert {group["lr"] for group in create_optimizer_v2(tiny_vit(), opt="arturo").param_groups} == {
         Arturo(tiny_vit().parameters()).defaults["lr"]
     }
-    args = arguments(*"--opt arturo --lr 3e-3 --opt-kwargs trust_region=kl noise=fixed kl_rtol=1e-4".split())
+    args = arguments("--opt arturo --lr 3e-3 --opt-kwargs trust_region=kl noise=fixed kl_rtol=1e-4")
     model = tiny_vit()
     optimizer = create_optimizer_v2(model, **optimizer_kwargs(args), **args.opt_kwargs)
     images, labels = pictures()[0]
@@ -139,7 +140,7 @@ def test_options_go_through_opt_kwargs_and_the_default_lr_is_arturos():
 
 def test_layer_decay_scales_the_learning_rates_of_layers():
     model = tiny_vit()
-    optimizer = create_optimizer(arguments(*"--opt arturo --lr 1e-2 --layer-decay 0.5".split()), model)
+    optimizer = create_optimizer(arguments("--opt arturo --lr 1e-2 --layer-decay 0.5"), model)
     scales = sorted({group["lr_scale"] for group in optimizer.param_groups})
     assert scales == [0.125, 0.25, 0.5, 1.0]
     losses, _ = train(model, optimizer, 3)

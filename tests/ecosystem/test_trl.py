@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from packages import package
 
-package("trl")
+pytest.importorskip("trl")
 
 from datasets import Dataset
 from tiny_text import BAD, GOOD, SUBJECTS, sentences, tiny_llama, tiny_tokenizer
@@ -15,7 +14,7 @@ from tiny_trainer import arturo_of, assert_identical, weights
 from training_records import assert_falls, assert_holds_arturo, assert_records
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-import arturo_integrations.transformers
+import arturo_integrations.transformers  # noqa: F401  (registers optim="arturo")
 
 pytestmark = pytest.mark.ecosystem
 
