@@ -36,7 +36,7 @@ test: $(VENV)/.installed  ## the whole suite
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow and not gpu and not ecosystem"
 
-# An environment of its own: some of these packages change what transformers imports.
+# An environment of its own: with some of these packages others import what they should not (peft, torchtune's torchao).
 $(ECOSYSTEM)/.installed: pyproject.toml constraints.txt $(wildcard tests/ecosystem/requirements*.txt)
 	@echo "Setting up $(ECOSYSTEM) (once, a few minutes)"
 	$(PYTHON) -m venv $(ECOSYSTEM)
@@ -47,7 +47,7 @@ $(ECOSYSTEM)/.installed: pyproject.toml constraints.txt $(wildcard tests/ecosyst
 	@touch $@
 
 test-ecosystem: $(ECOSYSTEM)/.installed  ## packages that train with arTuRO: arturo_integrations/WORKS_WITH.md
-	OMP_NUM_THREADS=1 $(ECOSYSTEM)/bin/python -m pytest tests/ecosystem
+	OMP_NUM_THREADS=1 $(ECOSYSTEM)/bin/python -m pytest -m ecosystem tests/ecosystem
 
 test-gpu: $(VENV)/.installed  ## what needs a CUDA device: parity of every pass, a whole step
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu

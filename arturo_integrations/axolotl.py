@@ -12,13 +12,15 @@ plugin is registered. Logs are the Trainer's, with ``arturo/...`` in every recor
 
 from __future__ import annotations
 
+from typing import Any
+
 from axolotl.integrations.base import BasePlugin
 
 __all__ = ["ArturoPlugin"]
 
 
-class ArturoPlugin(BasePlugin):
+class ArturoPlugin(BasePlugin):  # type: ignore[misc]
     """Makes ``optim="arturo"`` known before Axolotl builds its training arguments."""
 
-    def register(self, cfg: dict) -> None:
+    def register(self, cfg: Any) -> None:
         import arturo_integrations.transformers  # noqa: F401
