@@ -92,10 +92,6 @@ def test_fitting_equals_a_loop_by_hand(method, tmp_path):
     assert_equals_a_loop_by_hand(learn, weight_decay=0.1)
 
 
-WAITS = pytest.mark.xfail(strict=True, reason="Arturo's groups have no momentum yet: number 15 of issue 13")
-
-
-@WAITS
 def test_fit_one_cycle_schedules_the_learning_rate(tmp_path):
     learn = fitted(learner(tmp_path), "fit_one_cycle", EPOCHS)
     assert_trained(learn)
@@ -106,7 +102,6 @@ def test_fit_one_cycle_schedules_the_learning_rate(tmp_path):
     assert_equals_a_loop_by_hand(learn, weight_decay=0.0)
 
 
-@WAITS
 def test_fine_tuning_moves_the_head_first_then_all(tmp_path):
     def split(model):
         return [params(model[0]), params(model[2])]

@@ -51,7 +51,6 @@ def test_the_encoder_is_trained_and_then_classifies(trained):
     assert trained.model.predict(["the food was fine", "the room was grim"]).tolist() == [1, 0]
 
 
-@pytest.mark.xfail(strict=True, reason="records without a key 'loss' are not recognised yet: number 16 of issue 13")
 def test_the_records_hold_the_diagnostics(trained):
     records = [record for record in trained.st_trainer.state.log_history if "embedding_loss" in record]
     assert_records(records[1:], range(1, STEPS))
