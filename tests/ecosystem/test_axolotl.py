@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("axolotl")
 pytest.importorskip("addict")
 
+from limits import HANGS
 from tiny_trainer import arturo_of, tiny_model, tiny_trainer
 from training_records import assert_falls, assert_holds_arturo, assert_records
 
@@ -60,7 +61,7 @@ def test_the_plugin_manager_makes_the_name_known(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=HANGS,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["unknown", "arturo"]
