@@ -354,10 +354,10 @@ def check_group(group: dict[str, Any], options: Options) -> None:
     if type(maximize).__name__ not in ("bool", "bool_"):  # NumPy's too
         raise TypeError(f"Arturo: maximize={shown(maximize)} must be True or False.")
     for name in (*PAPER, *_GLOBAL):
-        given = group.get(name)
-        if name == "state_dtype" and given is not None:
-            given = check_state_dtype(given)
-        if given not in (None, getattr(options, name, None)):
+        repeated = group.get(name)
+        if name == "state_dtype" and repeated is not None:
+            repeated = check_state_dtype(repeated)
+        if repeated not in (None, getattr(options, name, None)):
             raise ValueError(
                 f"Arturo: {name} cannot differ between parameter groups, because one multiplier couples all "
                 f"parameters: give it to Arturo(..., {name}=...) instead. A group may set lr, weight_decay, maximize."
