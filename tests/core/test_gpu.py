@@ -98,7 +98,7 @@ def test_eager_passes_equal_the_reference(
 
 
 @pytest.mark.parametrize(("device", "mode"), [pytest.param("cuda", mode, marks=needs_cuda) for mode in MODES])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_compiled_passes_equal_the_reference(
     device: str, mode: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
