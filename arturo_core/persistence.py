@@ -124,10 +124,10 @@ class Persistent(Optimizer):
         self.__dict__.setdefault("_report", None)
         self.__dict__.setdefault("_torn", False)
         for param, saved in self.__dict__.pop("_loading", ()):
-            if holds(saved, self._options):
-                self.state[param].update(restore(saved, param, self._options))
             # torch makes something else of text and the like.
             self.state[param].update({k: copy.deepcopy(v) for k, v in saved.items() if not isinstance(v, Tensor)})
+            if holds(saved, self._options):
+                self.state[param].update(restore(saved, param, self._options))
         # Older checkpoints lack keys; distributed checkpointing loses all those of an empty first group.
         first = bookkeeping.first(self.param_groups)
         held = [state for state in self.state.values() if holds(state, self._options)]

@@ -322,7 +322,6 @@ def test_a_refused_group_is_not_added():
     for group in (
         {"params": params},
         {"params": [Parameter(torch.ones(2))], "lr": -1.0},
-        {"params": [torch.ones(2, dtype=torch.int64)]},
         {"params": [Parameter(torch.ones(2))], "temperature": 2.0},
     ):
         with pytest.raises((ValueError, TypeError)):
