@@ -11,7 +11,7 @@ import logging
 from typing import Any
 
 import transformers.trainer as hf_trainer
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from arturo_core import Arturo
 from arturo_core.advice import advise
@@ -100,8 +100,10 @@ def _wrap_trainer_lookup() -> None:
 
 def _without_effect(args: Any) -> list[str]:
     """What to say of training arguments that are not the defaults and that no ``Arturo`` is given."""
-    fields = [field for field in dataclasses.fields(args) if field.name in ("adam_beta1", "adam_beta2", "adam_epsilon")]
-    values = {field.name: getattr(args, field.name) for field in fields if getattr(args, field.name) != field.default}
+    declared = args if dataclasses.is_dataclass(args) else TrainingArguments
+    defaults = {field.name: field.default for field in dataclasses.fields(declared)}
+    names = ("adam_beta1", "adam_beta2", "adam_epsilon")
+    values = {name: given for name in names if (given := getattr(args, name, defaults[name])) != defaults[name]}
     return [
         f"TrainingArguments({name}={value!r}) has no effect: {name} is {HABITS[name]}" for name, value in values.items()
     ]
