@@ -342,7 +342,9 @@ class Arturo(Persistent):
         or another one raises, the step is skipped and counted instead, on all of them.
 
         Whatever is raised, also from outside as by Ctrl-C, leaves nothing half done: weights, statistics and counters
-        are as before the step, or, with more than a million weights, where the step had begun to write, as after it.
+        are as before the step, or, with more than a million weights, where the step had begun to write, as after it. An
+        exception inside a pass of so large a model (unless ``compile=True``), or one that also stops the undoing,
+        raises :class:`arturo_core.transaction.TornStep`: then only a checkpoint helps, and every further step says so.
         """
         check_step(self.param_groups)
         noticing.before_step(self)

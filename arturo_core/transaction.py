@@ -4,7 +4,8 @@ A step writes weights and statistics chunk by chunk, so an exception between two
 that no later step could tell from a sound state. For models of up to :data:`UNDOABLE` weights a :class:`Journal` keeps
 what every write replaces until the step is over, and puts it back. For larger ones that copy would cost too much; the
 step is finished after the exception instead, and what was done already is not done again. Either way the exception goes
-on.
+on. Where neither is possible (an exception inside an eager pass of a large model, or one that keeps coming back), the
+step raises :class:`TornStep`, and no other is taken until a checkpoint is loaded.
 
 Interrupts (Ctrl-C, and whatever else raises in a Python signal handler) wait until a step is over, in the main thread,
 where such handlers run.
@@ -150,14 +151,24 @@ def carry_out(attempts: Sequence[Callable[[Journal], _T]], undoable: bool) -> _T
         try:
             return attempts[0](journal)
         except BaseException as error:
-            if undoable:
-                journal.undo()
-            elif journal.wrote and (journal.torn or not _finish(attempts, journal)):
+            if not (_undone(journal) if undoable else _settled(attempts, journal)):
                 raise TornStep(
                     "Arturo: a step broke off in the middle and could be neither undone nor finished: weights and "
                     "statistics are a mixture of two steps. Go back to the last checkpoint."
                 ) from error
             raise
+
+
+def _undone(journal: Journal) -> bool:
+    try:
+        journal.undo()
+    except BaseException:  # what broke the step off may still be there
+        return False
+    return True
+
+
+def _settled(attempts: Sequence[Callable[[Journal], Any]], journal: Journal) -> bool:
+    return not journal.wrote or (not journal.torn and _finish(attempts, journal))
 
 
 def _finish(attempts: Sequence[Callable[[Journal], Any]], journal: Journal) -> bool:
