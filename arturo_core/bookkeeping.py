@@ -21,28 +21,52 @@ What says the form are booleans: flattened distributed checkpoints hold no text.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from arturo_core import habits
-from arturo_core.contexts import is_fake, lasting
-from arturo_core.options import Options, as_float, check_group, shown
+from arturo_core.contexts import is_fake, is_readable, lasting
+from arturo_core.options import (
+    CURVATURE_RANGE,
+    LARGEST_LR,
+    LENGTH_PER_LR,
+    Options,
+    as_float,
+    check_group,
+    shown,
+)
 from arturo_core.stepping import GroupRates, Outcome
 from arturo_core.transaction import Journal
 
-#: The tensors: value of a new group, dtype, least value.
-_TENSORS: dict[str, tuple[float, torch.dtype, float]] = {
-    "peak_lr": (0.0, torch.float64, 0.0),
-    "skipped": (0, torch.int64, 0),
-    "level": (1.0, torch.float64, math.ulp(0.0)),
-    "length": (0.0, torch.float64, 0.0),
+
+class _Entry(NamedTuple):
+    """Value of a new group, dtype, and the range that steps stay in."""
+
+    default: float
+    dtype: torch.dtype
+    least: float
+    most: float
+
+    def tensor(self, value: float) -> Tensor:
+        """A value of this entry, 0-dimensional, on the CPU."""
+        return torch.tensor(value, dtype=torch.float64, device="cpu").to(self.dtype)
+
+
+#: More steps than anybody takes; floats count them exactly.
+_STEPS = 2**53
+
+_TENSORS = {
+    "peak_lr": _Entry(0.0, torch.float64, 0.0, max(LARGEST_LR.values())),
+    "skipped": _Entry(0, torch.int64, 0, _STEPS),
+    "level": _Entry(1.0, torch.float64, 0.5 * CURVATURE_RANGE[0], 2.0 * CURVATURE_RANGE[1]),
+    "length": _Entry(0.0, torch.float64, 0.0, 2.0 * LENGTH_PER_LR * LARGEST_LR["rms"]),
 }
+_CALLS = _Entry(0, torch.int64, 0, _STEPS)
 
 #: Keys that a group has of this optimizer and of no other.
 KEYS = (*_TENSORS, "calls", "adaptive_noise", "lr_in_nats")
@@ -64,48 +88,63 @@ def complete(group: dict[str, Any], first: dict[str, Any], options: Options) -> 
     group.update(form(options))
     shared: dict[str, Any] = {key: first[key] for key in ("skipped", "level") if key in first}
     with lasting():
-        for key, (default, dtype, _) in _TENSORS.items():
-            value = group.get(key, shared.get(key, default))
+        for key, entry in _TENSORS.items():
+            value = group.get(key, shared.get(key, entry.default))
             # What a step has left keeps its dtype and device.
-            if not isinstance(value, Tensor):
-                value = torch.tensor(value, dtype=dtype, device="cpu")
-            group[key] = value.detach().reshape(()).clone()
+            group[key] = (value.detach().reshape(()) if isinstance(value, Tensor) else entry.tensor(value)).clone()
 
 
-def adopt(group: dict[str, Any]) -> None:
+def adopt(group: dict[str, Any], options: Options) -> None:
     """Make tensors of plain numbers that a user has set.
 
     Raises:
-        ValueError: a value that no step could go on from.
+        ValueError: a value that no step could go on from, as far as it can be read without waiting for a device.
     """
-    for key, (default, dtype, least) in _TENSORS.items():
-        value = group.get(key, default)
+    for key, entry in _TENSORS.items():
+        value = group.get(key, entry.default)
+        if isinstance(value, Tensor) and value.shape == () and not is_readable(value):
+            continue
+        number = _checked(key, value, entry, options)
         if not isinstance(value, Tensor):
-            number = _checked(key, value, least)
             with lasting():
-                group[key] = torch.tensor(number, dtype=torch.float64, device="cpu").to(dtype)
+                group[key] = entry.tensor(number)
+        elif value.shape != () or value.dtype != entry.dtype:
+            with lasting():
+                group[key] = value.detach().reshape(()).to(entry.dtype)
+    group["calls"] = int(_checked("calls", group.get("calls", 0), _CALLS, options))
 
 
 def forget_schedule(group: dict[str, Any], statistics: bool) -> None:
     """Have a group forget the learning rates that it had, and the level of curvature if statistics go with them."""
     renewed = ("peak_lr", "length", "level") if statistics else ("peak_lr", "length")
-    for key, (default, dtype, least) in _TENSORS.items():
+    for key, entry in _TENSORS.items():
         value = group.get(key)
-        if isinstance(value, Tensor):
+        # In place, as a captured graph needs it.
+        if isinstance(value, Tensor) and value.shape == () and value.dtype == entry.dtype:
             if key in renewed:
-                value.fill_(default)
-        elif key in renewed or not _is_usable(value, least):
+                value.fill_(entry.default)
+        elif key in renewed or not _is_usable(as_float(value), entry):
             with lasting():
-                group[key] = torch.tensor(default, dtype=dtype, device="cpu")
+                group[key] = entry.tensor(entry.default)
+    if not _is_usable(as_float(group.get("calls")), _CALLS):
+        group["calls"] = 0
 
 
-def check_loaded(saved: Mapping[str, Any], defaults: Mapping[str, Any], options: Options) -> None:
+def check_loaded(saved: Mapping[str, Any], defaults: Mapping[str, Any], options: Options, hollow: bool = False) -> None:
     """Refuse a saved parameter group that no step could go on from, before anything is changed.
+
+    Args:
+        saved: the group.
+        defaults: of the optimizer, for what it lacks.
+        options: of the optimizer.
+        hollow: whether the parameters hold no numbers, so that the group's tensors need hold none.
 
     Raises:
         ValueError, TypeError: a value is out of range, or the group is of another form or trust region.
     """
     for key, here in form(options).items():
+        if key in saved and as_float(saved[key]) not in (0.0, 1.0) and not isinstance(saved[key], bool):
+            raise ValueError(f"Arturo: {key!r} of a parameter group to load is {shown(saved[key])}, not True or False.")
         if key in saved and bool(saved[key]) != here:
             names = {"adaptive_noise": ("noise", "fixed", "adaptive"), "lr_in_nats": ("trust_region", "rms", "kl")}
             option, no, yes = names[key]
@@ -114,11 +153,15 @@ def check_loaded(saved: Mapping[str, Any], defaults: Mapping[str, Any], options:
                 f'Arturo: the state to load was saved with {option}="{theirs}", and this optimizer has {option}='
                 f'"{ours}". Build it with the options that it was saved with.'
             )
-    for key, (_, _, least) in _TENSORS.items():
-        if key in saved:
-            _checked(key, saved[key], least)
-    if "calls" in saved:
-        _checked("calls", saved["calls"], 0.0)
+    for key, entry in {**_TENSORS, "calls": _CALLS}.items():
+        if key in saved and not (hollow and isinstance(saved[key], Tensor) and is_fake(saved[key])):
+            _checked(key, saved[key], entry, options)
+    counts = [as_float(saved.get(key)) for key in ("skipped", "calls")]
+    if None not in counts and counts[0] > counts[1]:  # type: ignore[operator]  # no None among them
+        raise ValueError(
+            f"Arturo: a parameter group to load has skipped {counts[0]:g} of {counts[1]:g} steps: the checkpoint is "
+            "damaged. Load an earlier one."
+        )
     check_group({**defaults, **saved}, options)
 
 
@@ -141,23 +184,20 @@ def warn_of_missing(saved: Sequence[Mapping[str, Any]], defaults: Mapping[str, A
         )
 
 
-def _checked(key: str, value: Any, least: float) -> float:
-    if isinstance(value, Tensor) and is_fake(value):
-        return least
+def _checked(key: str, value: Any, entry: _Entry, options: Options) -> float:
+    if key == "peak_lr":
+        entry = entry._replace(most=LARGEST_LR[options.trust_region])
     number = as_float(value)
-    if not _is_usable(number, least):
-        meaning = "at least 0" if least in (0, 0.0) else "positive"
+    if number is None or not _is_usable(number, entry):
         raise ValueError(
-            f"Arturo: {key!r} of a parameter group is {shown(value)}; it must be a finite number, {meaning}. "
-            "restart_schedule() sets it right."
+            f"Arturo: {key!r} of a parameter group is {shown(value)}; it must be a number from {entry.least:g} to "
+            f"{entry.most:g}. restart_schedule() sets it right."
         )
-    assert number is not None
     return number
 
 
-def _is_usable(value: Any, least: float) -> bool:
-    number = as_float(value)
-    return number is not None and least <= number < math.inf
+def _is_usable(number: float | None, entry: _Entry) -> bool:
+    return number is not None and entry.least <= number <= entry.most
 
 
 def after_step(

@@ -167,6 +167,11 @@ def check_gradient(param: Tensor, which: Callable[[], str]) -> None:
             f"Arturo: parameter {which()} has shape {tuple(param.shape)}, and its gradient {tuple(grad.shape)}: its "
             "data were exchanged after the backward pass. Call zero_grad() and backward() again."
         )
+    if grad.is_complex() != param.is_complex():
+        raise ValueError(
+            f"Arturo: parameter {which()} is of {param.dtype}, and its gradient of {grad.dtype}: its data were "
+            "exchanged after the backward pass. Call zero_grad() and backward() again."
+        )
     if grad.device != param.device:
         raise RuntimeError(
             f"Arturo: parameter {which()} is on {param.device}, and its gradient on {grad.device}. Move the model "

@@ -26,6 +26,7 @@ from arturo_core import (
     transaction,
 )
 from arturo_core import diagnostics as reporting
+from arturo_core.contexts import is_fake
 from arturo_core.kernels import compiled, eager, reference
 from arturo_core.kernels.chunks import Chunk, Source, chunks
 from arturo_core.layouts import check_caller, check_layout, check_step
@@ -469,7 +470,7 @@ class Arturo(Persistent):
         """Numbers about the last step and the learned state, as plain Python values.
 
         Costs a copy to the host and a sample of the state, at the call only. Before the first step it holds the
-        counters alone. Keys:
+        counters alone; where tensors hold no numbers (FakeTensorMode) it is empty. Keys:
 
         * ``eta``: multiplier of the trust region; at its least where the bound was inactive (2κ with "adaptive", else 0
           or what makes the model convex).
@@ -488,6 +489,12 @@ class Arturo(Persistent):
         * ``curvature_q05``, ``_q50``, ``_q95``: curvature relative to its prior.
         * ``precision_q05``, ``_q50``, ``_q95``: precision of the weights (1/weight²).
         """
+        if any(is_fake(group["skipped"]) for group in self.param_groups):
+            return {}  # built under FakeTensorMode: there are no numbers
+        with rehearsal.aside(param for group in self.param_groups for param in group["params"]):
+            return self._numbers()
+
+    def _numbers(self) -> dict[str, Any]:
         group = bookkeeping.first(self.param_groups)
         skipped = int(group["skipped"])
         numbers = reporting.summarize(self._report, group["calls"] - skipped, skipped)

@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from arturo_core.contexts import is_fake
+
 TrustRegion = Literal["rms", "kl"]
 Noise = Literal["adaptive", "fixed"]
 
@@ -50,8 +52,8 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "prior_precision": (0.0, 1e12),
         "init_hessian": (0.1, 10.0),
         "init_covariance": (1e-12, 1e6),
-        "process_noise": (0.0, 1e6),
-        "length_scale": (1e-15, 1e6),
+        "process_noise": (0.0, 1.0),  # more takes the noise for signal, and steps many times as long as lr says
+        "length_scale": (1e-9, 1e6),
     },
     "fixed": {
         "temperature": (1e-12, 1e6),
@@ -300,15 +302,20 @@ def as_float(value: Any) -> float | None:
     if isinstance(value, float):
         return float(value)
     if hasattr(value, "dtype") and hasattr(value, "item"):  # tensors, NumPy's scalars and arrays
-        size = value.numel() if isinstance(value, Tensor) else value.size
-        value = value.item() if size == 1 else None
+        if isinstance(value, Tensor):
+            value = (
+                value.item() if value.numel() == 1 and value.layout == torch.strided and not is_fake(value) else None
+            )
+        else:
+            # A masked element has no value, whatever its memory says.
+            value = value.item() if value.size == 1 and not getattr(value, "mask", False) else None
     if isinstance(value, (bool, str, bytes, bytearray)) or not hasattr(type(value), "__float__"):
         return None
     try:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
-    except (TypeError, ValueError):
+    except Exception:  # whatever a type of somebody else raises
         return None
 
 
@@ -333,10 +340,14 @@ def check_group(group: dict[str, Any], options: Options) -> None:
     given = group["lr"]
     unit = "the KL bound in nats" if options.trust_region == "kl" else "a learning rate in AdamW's units"
     if isinstance(given, Tensor) and (
-        given.numel() != 1 or not (given.is_floating_point() or given.dtype in (torch.int32, torch.int64))
+        given.numel() != 1
+        or not (given.is_floating_point() or given.dtype in (torch.int32, torch.int64))
+        or given.layout != torch.strided
+        or given.is_meta
     ):
         raise ValueError(
-            f"Arturo: Tensor lr must be 1-element and real ({unit}); got shape {tuple(given.shape)}, {given.dtype}."
+            f"Arturo: Tensor lr must be 1-element, real and dense ({unit}); got shape {tuple(given.shape)}, "
+            f"{given.dtype}, {given.layout}, on {given.device}."
         )
     lr = check_number("lr", given, unit)
     if lr < 0.0:

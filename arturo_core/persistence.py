@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from arturo_core import bookkeeping, habits
-from arturo_core.contexts import lasting
+from arturo_core.contexts import is_fake, lasting
 from arturo_core.diagnostics import Report
 from arturo_core.names import few, name_of
 from arturo_core.options import Options
+from arturo_core.rehearsal import aside
 from arturo_core.state import check_saved, holds, restore
 
 if TYPE_CHECKING:
@@ -72,10 +73,11 @@ class Persistent(Optimizer):
         # Registered last, so it sees what the user's own hooks have made of the dictionary.
         handle = self.register_load_state_dict_pre_hook(lambda _, loaded: self._inspect(loaded))
         try:
-            with lasting():
+            with lasting(), aside(param for group in self.param_groups for param in group["params"]):
                 super().load_state_dict(state_dict)
         finally:
             handle.remove()
+            self.__dict__.pop("_loading", None)
             self.__dict__.pop("_loading", None)
         self._torn = False
 
@@ -96,11 +98,19 @@ class Persistent(Optimizer):
                 f"{', '.join(sorted({str(key) for group in groups for key in group} - {'params'}))}. Load the "
                 "checkpoint of an Arturo, or begin without one."
             )
+        hollow = any(is_fake(param) for param in params)
         for group in groups:
-            bookkeeping.check_loaded(group, self.defaults, self._options)
+            bookkeeping.check_loaded(group, self.defaults, self._options, hollow)
         bookkeeping.warn_of_missing(loaded["param_groups"], self.defaults)
         self._warn_of_missing(pairs, state)
-        self._loading = [(pairs[key], saved) for key, saved in state.items()]
+        # Made now, so that whatever raises does before torch changes anything.
+        self._loading = [(pairs[key], self._restored(saved, pairs[key])) for key, saved in state.items()]
+
+    def _restored(self, saved: Mapping[str, Any], param: Tensor) -> dict[str, Any]:
+        """What a parameter's state becomes, but for tensors of others, which torch has made its own by then."""
+        # torch makes something else of text and the like.
+        entries = {key: copy.deepcopy(value) for key, value in saved.items() if not isinstance(value, Tensor)}
+        return entries | (restore(saved, param, self._options) if holds(saved, self._options) else {})
 
     def _warn_of_missing(self, pairs: Mapping[Any, Tensor], state: Mapping[Any, Any]) -> None:
         """Say which trainable parameters have no statistics in a state dict that has those of others."""
@@ -123,11 +133,8 @@ class Persistent(Optimizer):
         self.__dict__.setdefault("_lost_process_group", False)
         self.__dict__.setdefault("_report", None)
         self.__dict__.setdefault("_torn", False)
-        for param, saved in self.__dict__.pop("_loading", ()):
-            # torch makes something else of text and the like.
-            self.state[param].update({k: copy.deepcopy(v) for k, v in saved.items() if not isinstance(v, Tensor)})
-            if holds(saved, self._options):
-                self.state[param].update(restore(saved, param, self._options))
+        for param, restored in self.__dict__.pop("_loading", ()):
+            self.state[param].update(restored)
         # Older checkpoints lack keys; distributed checkpointing loses all those of an empty first group.
         first = bookkeeping.first(self.param_groups)
         held = [state for state in self.state.values() if holds(state, self._options)]

@@ -13,7 +13,7 @@ from arturo_core.layouts import check_gradient, check_layout, check_parameter
 from arturo_core.names import name_of
 from arturo_core.options import Options, check_group, check_tolerance
 from arturo_core.sharding import takes_part
-from arturo_core.state import allocate, check_held, holds, state_dtype
+from arturo_core.state import allocate, check_free, check_held, holds, state_dtype
 
 Groups = Sequence[dict[str, Any]]
 State = MutableMapping[Tensor, Any]
@@ -39,7 +39,7 @@ def prepare(params: Sequence[Tensor], groups: Groups, state: State, options: Opt
         RuntimeError, ValueError, TypeError: a group, a gradient or a statistic cannot be used; nothing has changed.
     """
     for group in groups:
-        bookkeeping.adopt(group)
+        bookkeeping.adopt(group, options)
         if learning_rate.known(group["lr"]):
             check_group(group, options)
     for param in params:
@@ -51,6 +51,7 @@ def prepare(params: Sequence[Tensor], groups: Groups, state: State, options: Opt
             check_held(held, param, options, which)
         else:
             check_new(groups, param, options, process_group)
+            check_free(held, options, which)
     # With or without a gradient: checkpoints then never lack a key.
     for param in params:
         if not holds(state.get(param), options):

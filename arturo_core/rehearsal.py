@@ -7,6 +7,7 @@ an optimizer that are themselves built under FakeTensorMode need none of this.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 def is_due(params: Iterable[Tensor]) -> bool:
     """Whether a FakeTensorMode is active around real parameters."""
     return fake_mode_is_active() and any(not is_fake(param) for param in params)
+
+
+def aside(params: Iterable[Tensor]) -> AbstractContextManager[Any]:
+    """A context in which a FakeTensorMode around real parameters is left alone: for what reads or replaces numbers."""
+    if not is_due(params):
+        return nullcontext()
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    return unset_fake_temporarily()
 
 
 def stand_in(optimizer: Persistent) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from arturo_core.contexts import is_fake, lasting
 from arturo_core.curvature import definite
-from arturo_core.options import CURVATURE_RANGE, Options
+from arturo_core.options import CURVATURE_RANGE, Options, as_float
 from arturo_core.sharding import fits, real_view, runs, shard, shard_like, shard_of
 
 if TYPE_CHECKING:
@@ -63,7 +63,10 @@ def _initial_cov_hh(theta: Tensor, options: Options) -> Tensor:
     return definite(c0 * (1.0 + theta * theta), c0 * theta, torch.full_like(theta, c0))
 
 
-_STEP = StateTensor("step", "steps that updated this parameter", _zeros, scalar=True, least=0.0)
+_STEP = StateTensor("step", "steps that updated this parameter", _zeros, scalar=True, least=0.0, most=2.0**53)
+
+#: What no gradient below :data:`arturo_core.reductions.LARGEST_GRADIENT` leads ĝ to, and no learning rate D.
+_FAR = 1e20
 
 #: ``noise="fixed"``: the published algorithm in the centred form (design: ĝ = r + hθ, covariance of (ĝ, h)).
 FULL = (
@@ -72,7 +75,7 @@ FULL = (
         "precision",
         "λ, precision of the Gaussian over the weight (1/weight²)",
         lambda theta, options: torch.full_like(theta, 1.0 / options.init_variance),
-        least=0.0,
+        least=1e-30,  # its floor is higher: gaussian.precision_floor
     ),
     # The first gradient is added when it comes: ĝ = g₁ + h0 θ.
     StateTensor(
@@ -94,7 +97,9 @@ FULL = (
 #: ``noise="adaptive"``: the self-calibrating compact form.
 COMPACT = (
     _STEP,
-    StateTensor("gradient", "ĝ, expected gradient at the current mean (gradient units)", _zeros),
+    StateTensor(
+        "gradient", "ĝ, expected gradient at the current mean (gradient units)", _zeros, least=-_FAR, most=_FAR
+    ),
     StateTensor(
         "variance", "variance of ĝ in units of R, the same for every element", _ones, scalar=True, least=0.0, most=1.0
     ),
@@ -107,7 +112,13 @@ COMPACT = (
         least=0.99 * CURVATURE_RANGE[0],
         most=1.01 * CURVATURE_RANGE[1],
     ),
-    StateTensor("displacement", "D, recent displacement, forgotten at the filter's rate (weight units)", _zeros),
+    StateTensor(
+        "displacement",
+        "D, recent displacement, forgotten at the filter's rate (weight units)",
+        _zeros,
+        least=-_FAR,
+        most=_FAR,
+    ),
 )
 
 
@@ -182,7 +193,7 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, options: Options) -> No
         )
     for name, shape in expected.items():
         value = saved[name]
-        if shape == () and isinstance(value, (int, float)):
+        if shape == () and not isinstance(value, Tensor) and as_float(value) is not None:
             continue  # dictionaries written by hand, or by optimizers of old
         if not isinstance(value, Tensor) or tuple(value.shape) != shape:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -190,17 +201,25 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, options: Options) -> No
                 f"Arturo: the state to load has {name!r} of {found} where {shape} is expected: the parameters "
                 "come in another order or shape than when it was saved."
             )
+        if value.layout != torch.strided or value.is_complex() or (value.is_meta and not param.is_meta):
+            raise ValueError(
+                f"Arturo: the state to load has {name!r} of {value.dtype}, {value.layout}, on {value.device}: it has "
+                "to be real, dense and to hold numbers."
+            )
         if not fits(value, param):
             raise ValueError(
                 f"Arturo: the state to load has a shard of {name!r} with {tuple(shard(value).shape)} elements where "
                 f"this rank holds {tuple(shard(param).shape)}: it was saved by another rank. Load each rank's own "
                 "file, or save and load with torch.distributed.checkpoint, which knows them."
             )
+    # Frameworks fill padding up as they like.
+    parts = {row.name: [saved[row.name]] if row.scalar else runs(saved[row.name], param) for row in table(options)}
     for row in table(options):
-        # Frameworks fill padding up as they like.
-        value = saved[row.name]
-        for part in [value] if row.scalar else runs(value, param):
-            _check_values(row, part)
+        for part in parts[row.name]:
+            _check_values(row, part, torch.float32 if row.scalar else state_dtype(param, options))
+    if "cov_gh" in parts:
+        for run in zip(parts["cov_gg"], parts["cov_gh"], parts["cov_hh"], strict=True):
+            _check_definite(*run)
 
 
 def check_held(held: Mapping[str, Any], param: Tensor, options: Options, which: Callable[[], str]) -> None:
@@ -216,9 +235,11 @@ def check_held(held: Mapping[str, Any], param: Tensor, options: Options, which: 
         ValueError: names, shapes or devices differ from the table; the message says how to go on.
     """
     whole = (*param.shape, 2) if param.is_complex() else param.shape
+    wide = param.dtype in (torch.float64, torch.complex128)
     for row in table(options):
         name, shape, value = row.name, () if row.scalar else whole, held.get(row.name)
-        if isinstance(value, Tensor) and value.shape == shape and value.device == param.device:
+        fits_in = row.scalar or not wide or getattr(value, "dtype", None) == torch.float64
+        if isinstance(value, Tensor) and value.shape == shape and value.device == param.device and fits_in:
             continue
         again = (
             "Forget what was learned of it, and only that, with `del optimizer.state[param]`, or build the optimizer "
@@ -233,8 +254,9 @@ def check_held(held: Mapping[str, Any], param: Tensor, options: Options, which: 
                 f"{tuple(value.shape)}: its data were exchanged since its last step (transposed, resized). {again}"
             )
         raise ValueError(
-            f"Arturo: parameter {which()} is on {param.device}, and its statistics on {value.device}: it was moved "
-            "since its last step. Let them follow with `optimizer.load_state_dict(optimizer.state_dict())`."
+            f"Arturo: parameter {which()} is of {param.dtype} on {param.device}, and its statistics of {value.dtype} "
+            f"on {value.device}: it was moved or converted since its last step. Let them follow with "
+            "`optimizer.load_state_dict(optimizer.state_dict())`."
         )
 
 
@@ -243,16 +265,40 @@ def _shapes(param: Tensor, options: Options) -> dict[str, tuple[int, ...]]:
     return {row.name: () if row.scalar else whole for row in table(options)}
 
 
-def _check_values(row: StateTensor, value: Any) -> None:
-    """Raise ``ValueError`` for values that no step leaves."""
+def check_free(held: Mapping[str, Any] | None, options: Options, which: Callable[[], str]) -> None:
+    """Refuse to put statistics where others keep entries under the same names."""
+    taken = sorted({row.name for row in table(options)} & (held or {}).keys())
+    if taken:
+        raise ValueError(
+            f"Arturo: the state of parameter {which()} holds {', '.join(map(repr, taken))} already, of somebody else: "
+            "an Arturo keeps its own under that name. Use another name for it."
+        )
+
+
+def _check_definite(cov_gg: Tensor, cov_gh: Tensor, cov_hh: Tensor) -> None:
+    """Raise ``ValueError`` where a covariance of ĝ and h is larger than their variances allow."""
+    if is_fake(cov_gg) or not cov_gg.numel():
+        return
+    # Narrower dtypes round the parts on their own.
+    apart = cov_gh.abs().double() > 1.02 * cov_gg.double().sqrt() * cov_hh.double().sqrt()
+    if bool(apart.any()):
+        raise ValueError(
+            "Arturo: the state to load has covariances in 'cov_gh' that are larger than 'cov_gg' and 'cov_hh' allow, "
+            "which no step leaves: the checkpoint is damaged. Load an earlier one."
+        )
+
+
+def _check_values(row: StateTensor, value: Any, dtype: torch.dtype) -> None:
+    """Raise ``ValueError`` for values that no step leaves, or that the state's dtype cannot hold."""
     if not isinstance(value, Tensor):
-        value = torch.tensor(float(value), dtype=torch.float64, device="cpu")
+        value = torch.tensor(as_float(value), dtype=torch.float64, device="cpu")
     here = shard(value)
     if is_fake(here) or not here.numel():
         return
     low, high = (float(end) for end in torch.aminmax(here))
+    largest = torch.finfo(dtype).max
     # NaN survives aminmax, and fails the comparison.
-    if not (row.least <= low and high <= row.most and math.isfinite(low) and math.isfinite(high)):
+    if not (max(row.least, -largest) <= low and high <= min(row.most, largest)):
         raise ValueError(
             f"Arturo: the state to load has values from {low:.3g} to {high:.3g} in {row.name!r} ({row.meaning}), which "
             "no step leaves: the checkpoint is damaged, or another optimizer's. Load an earlier one."

@@ -194,12 +194,13 @@ def compact_step(step: Step, level: Tensor, journal: Journal) -> Outcome:
             chunk.state if here.terms.decay is None else (chunk.theta, *chunk.state),
             step.passes.ATOMIC,
         )
-        sums = [*observed, torch.full_like(observed.decrement, chunk.theta.numel())]
-        rows[chunk.layout, chunk.group].append(sums)
+        sums = [one for one in observed if one is not None]
+        rows[chunk.layout, chunk.group].append([torch.full_like(observed.decrement, chunk.theta.numel()), *sums])
     # One row a group; a group that stands still on its device takes no part.
-    total = reductions.totals(rows, 8, step.home).unflatten(0, (len(layouts), len(step.rates)))
-    everywhere = journal.once(partial(step.reduction.sum, total))
-    decrement, stiffness, deviation, surprise, squared, signal, pull, elements = everywhere.unbind(dim=1)
+    total = reductions.totals(rows, 8 if options.prior else 6, step.home)
+    everywhere = journal.once(partial(step.reduction.sum, total.unflatten(0, (len(layouts), len(step.rates)))))
+    elements, decrement, stiffness, deviation, surprise, squared, *of_prior = everywhere.unbind(dim=1)
+    signal, pull = of_prior or (decrement, torch.zeros_like(decrement))
     lr = torch.stack([rates.lr for rates in step.rates.values()])
     length = torch.stack([rates.length for rates in step.rates.values()])
     precision = (stiffness / length + options.prior * elements) / options.temperature

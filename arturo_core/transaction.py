@@ -121,15 +121,7 @@ class Unjournaled(Journal):
     def once(self, work: Callable[[], _T]) -> _T:
         return work()
 
-    def write(
-        self,
-        work: Callable[[], _T],
-        changes: Sequence[Tensor] = (),
-        *,
-        undo: Callable[[], Any] | None = None,
-        temporary: bool = False,
-        atomic: bool = False,
-    ) -> _T:
+    def _write(self, work: Callable[[], _T], *_: Any) -> _T:
         return work()
 
 

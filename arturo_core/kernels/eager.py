@@ -107,7 +107,7 @@ def compact_observe(
         return CompactObserved(decrement, stiff, total, counted, squared, signal, torch.dot(pull, pull))
     newton = torch.div(slope, stiffness, out=growth)
     decrement, squared = torch.dot(newton, slope) * terms.length, torch.dot(newton, newton) * terms.length**2
-    return CompactObserved(decrement, stiff, total, counted, squared, decrement, torch.zeros_like(decrement))
+    return CompactObserved(decrement, stiff, total, counted, squared)
 
 
 def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> None:

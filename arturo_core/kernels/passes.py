@@ -34,8 +34,9 @@ class CompactObserved(NamedTuple):
     deviation: Tensor  # Σ √R
     surprise: Tensor  # Σ e²/S
     squared: Tensor  # Σ (a/b)²
-    signal: Tensor  # Σ ĝ²/b, which is Σ a²/b without a prior
-    pull: Tensor  # Σ (κλ0θ/b)², zero without a prior
+    # With a prior alone; without one they are Σ a²/b and 0, and need not be summed over ranks.
+    signal: Tensor | None = None  # Σ ĝ²/b
+    pull: Tensor | None = None  # Σ (κλ0θ/b)²
 
 
 class FullObserved(NamedTuple):

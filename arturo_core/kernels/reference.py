@@ -76,8 +76,8 @@ def compact_observe(
     newton = slope / curvature
     return CompactObserved(
         decrement=wide_sum(newton * slope),
-        signal=wide_sum(updated.gradient / curvature * updated.gradient),
-        pull=wide_sum(((slope - updated.gradient) / curvature) ** 2),
+        signal=wide_sum(updated.gradient / curvature * updated.gradient) if options.prior else None,
+        pull=wide_sum(((slope - updated.gradient) / curvature) ** 2) if options.prior else None,
         squared=wide_sum(newton * newton),
         stiffness=wide_sum(updated.curvature * deviation),
         deviation=wide_sum(deviation),
