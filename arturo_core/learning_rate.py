@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from arturo_core.contexts import is_readable
-from arturo_core.options import LENGTH_PER_LR, RADIUS_PER_LR, SHORTEST_LENGTH, STANDSTILL, Options
+from arturo_core.options import LENGTH_PER_LR, RADIUS_PER_LR, SHORTEST_LENGTH, STANDSTILL, Options, as_float
 from arturo_core.stepping import GroupRates
 from arturo_core.trust_region import wide_dtype
 
@@ -88,10 +88,8 @@ def is_none(lr: Any) -> bool:
     """Whether lr is known to be nothing that a group may have: no number, negative or not finite."""
     if isinstance(lr, Tensor) and (lr.numel() != 1 or not known(lr)):
         return lr.numel() != 1
-    try:
-        return not 0.0 <= float(lr) < math.inf
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return True
+    number = as_float(lr)
+    return number is None or not 0.0 <= number < math.inf
 
 
 def scalar(value: float | Tensor, device: torch.device) -> Tensor:

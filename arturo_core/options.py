@@ -328,6 +328,20 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def check_tensor_lr(lr: Any, unit: str = "a number") -> None:
+    """Refuse a tensor lr that no number can be had from; its value is not read."""
+    if isinstance(lr, Tensor) and (
+        lr.numel() != 1
+        or not (lr.is_floating_point() or lr.dtype in (torch.int32, torch.int64))
+        or lr.layout != torch.strided
+        or lr.is_meta
+    ):
+        raise ValueError(
+            f"Arturo: Tensor lr must be 1-element, real and dense ({unit}); got shape {tuple(lr.shape)}, {lr.dtype}, "
+            f"{lr.layout}, on {lr.device}."
+        )
+
+
 def check_group(group: dict[str, Any], options: Options) -> None:
     """Check what a parameter group may set for itself: ``lr``, ``weight_decay`` and ``maximize``.
 
@@ -339,16 +353,7 @@ def check_group(group: dict[str, Any], options: Options) -> None:
     """
     given = group["lr"]
     unit = "the KL bound in nats" if options.trust_region == "kl" else "a learning rate in AdamW's units"
-    if isinstance(given, Tensor) and (
-        given.numel() != 1
-        or not (given.is_floating_point() or given.dtype in (torch.int32, torch.int64))
-        or given.layout != torch.strided
-        or given.is_meta
-    ):
-        raise ValueError(
-            f"Arturo: Tensor lr must be 1-element, real and dense ({unit}); got shape {tuple(given.shape)}, "
-            f"{given.dtype}, {given.layout}, on {given.device}."
-        )
+    check_tensor_lr(given, unit)
     lr = check_number("lr", given, unit)
     if lr < 0.0:
         raise ValueError(f"Arturo: Invalid learning rate: {lr}. lr must be 0 (frozen) or positive: it is {unit}.")

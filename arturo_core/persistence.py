@@ -51,11 +51,12 @@ class Persistent(Optimizer):
         """
         if (wrapped := self._wrapped()) is not None:
             return wrapped.state_dict()
-        found = super().state_dict()
-        for group in found["param_groups"]:
-            for key, value in group.items():
-                if isinstance(value, Tensor):
-                    group[key] = value.detach().clone()
+        with aside(param for group in self.param_groups for param in group["params"]):
+            found = super().state_dict()
+            for group in found["param_groups"]:
+                for key, value in group.items():
+                    if isinstance(value, Tensor):
+                        group[key] = value.detach().clone()
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -77,7 +78,6 @@ class Persistent(Optimizer):
                 super().load_state_dict(state_dict)
         finally:
             handle.remove()
-            self.__dict__.pop("_loading", None)
             self.__dict__.pop("_loading", None)
         self._torn = False
 

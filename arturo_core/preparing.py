@@ -11,7 +11,7 @@ from torch import Tensor
 from arturo_core import bookkeeping, learning_rate
 from arturo_core.layouts import check_gradient, check_layout, check_parameter
 from arturo_core.names import name_of
-from arturo_core.options import Options, check_group, check_tolerance
+from arturo_core.options import Options, check_group, check_tensor_lr, check_tolerance
 from arturo_core.sharding import takes_part
 from arturo_core.state import allocate, check_free, check_held, holds, state_dtype
 
@@ -40,6 +40,7 @@ def prepare(params: Sequence[Tensor], groups: Groups, state: State, options: Opt
     """
     for group in groups:
         bookkeeping.adopt(group, options)
+        check_tensor_lr(group["lr"])
         if learning_rate.known(group["lr"]):
             check_group(group, options)
     for param in params:

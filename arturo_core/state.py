@@ -247,7 +247,11 @@ def check_held(held: Mapping[str, Any], param: Tensor, options: Options, which: 
         )
         if not isinstance(value, Tensor):
             found = "is missing" if value is None else f"is of type {type(value).__name__}"
-            raise ValueError(f"Arturo: {name!r} in the state of parameter {which()} {found}. {again}")
+            others = ", ".join(repr(one.name) for one in table(options) if one.name in held and one.name != name)
+            raise ValueError(
+                f"Arturo: {name!r} in the state of parameter {which()} {found}, beside {others}. An entry of your own "
+                f"needs another name. {again}"
+            )
         if value.shape != shape:
             raise ValueError(
                 f"Arturo: parameter {which()} has shape {tuple(param.shape)}, and {name!r} in its state "
@@ -271,7 +275,7 @@ def check_free(held: Mapping[str, Any] | None, options: Options, which: Callable
     if taken:
         raise ValueError(
             f"Arturo: the state of parameter {which()} holds {', '.join(map(repr, taken))} already, of somebody else: "
-            "an Arturo keeps its own under that name. Use another name for it."
+            "an Arturo keeps its own under that name. Your own needs another name."
         )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from arturo_core import learning_rate
+from arturo_core.options import as_float
 
 if TYPE_CHECKING:
     from arturo_core.optimizer import Arturo
@@ -102,7 +103,5 @@ def under_way(optimizer: Arturo) -> bool:
 
 def _largest(groups: Sequence[Mapping[str, Any]]) -> float | None:
     """The largest lr that can be read without waiting for a device."""
-    try:
-        return max((float(group["lr"]) for group in groups if learning_rate.known(group["lr"])), default=None)
-    except (TypeError, ValueError, OverflowError):  # the step says what is wrong with it
-        return None
+    rates = [as_float(group["lr"]) for group in groups if learning_rate.known(group["lr"])]
+    return max((rate for rate in rates if rate is not None), default=None)  # the step says what is wrong with others

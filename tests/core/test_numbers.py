@@ -75,7 +75,18 @@ def _set(optimizer: Arturo, **values: object) -> Arturo:
     return optimizer
 
 
-NO_NUMBERS = ["0.1", b"0.1", True, numpy.bool_(True), torch.tensor(True), 1j, numpy.complex64(1), None, [0.1], {}]
+class Broken:
+    """A type of somebody else whose conversion fails."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("no value yet")
+
+
+NO_NUMBERS = [
+    *("0.1", b"0.1", True, numpy.bool_(True), torch.tensor(True), 1j, numpy.complex64(1), None, [0.1], {}),
+    *(numpy.ma.masked, numpy.ma.masked_array([0.1], mask=[True]), Broken()),
+    *(torch.tensor([0.1]).to_sparse(), torch.tensor(0.1, device="meta"), torch.tensor(0.1j)),
+]
 
 
 @pytest.mark.parametrize("given", [*NO_NUMBERS, numpy.array([0.1, 0.2]), numpy.array("0.1")], ids=repr)

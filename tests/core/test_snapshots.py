@@ -112,17 +112,25 @@ def test_forgetting_the_statistics_makes_a_fresh_optimizer_of_it(options):
 WRONG_VALUES = {
     ("gradient", math.nan): None,
     ("gradient", math.inf): None,
+    ("gradient", 1e38): "adaptive",  # R would be infinite after a step
+    ("gradient", -1e21): "adaptive",
     ("noise", -1e-3): "adaptive",
     ("noise", math.inf): "adaptive",
     ("curvature", 0.0): "adaptive",
     ("curvature", 50.0): "adaptive",
     ("displacement", math.nan): "adaptive",
+    ("displacement", 1e30): "adaptive",
     ("variance", 7.0): "adaptive",
     ("step", -1.0): None,
     ("step", math.nan): None,
+    ("step", 1e300): None,
+    ("step", 1e20): None,
     ("precision", -1.0): "fixed",
+    ("precision", 0.0): "fixed",
     ("cov_hh", math.nan): "fixed",
     ("cov_gg", -1.0): "fixed",
+    ("cov_gh", 1e3): "fixed",  # not positive semidefinite
+    ("cov_gh", -1e3): "fixed",
 }
 
 
@@ -131,8 +139,52 @@ def test_statistics_that_no_step_leaves_are_refused(entry, noise):
     name, value = entry
     options = MODES["fixed-kl" if noise == "fixed" else "adaptive-rms"]
     state_dict = copy.deepcopy(trained(options)[1].state_dict())
-    state_dict["state"][1][name].view(-1)[-1] = value
+    held = state_dict["state"][1]
+    held[name] = held[name].double()  # what a narrower dtype cannot hold is infinite after the cast
+    held[name].view(-1)[-1] = value
     refused(options, state_dict, repr(name))
+
+
+@every_noise
+def test_values_that_only_the_file_can_hold_are_refused(options):
+    state_dict = copy.deepcopy(trained(options)[1].state_dict())
+    name = "noise" if options["noise"] == "adaptive" else "precision"
+    state_dict["state"][0][name] = torch.full((5, 4), 1e39, dtype=torch.float64)
+    refused(options, state_dict, repr(name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(options, torch.float64)[1].load_state_dict(state_dict)
+
+
+UNREADABLE = {
+    "complex": lambda value: value.to(torch.complex64),
+    "sparse": lambda value: value.to_sparse(),
+    "meta": lambda value: value.to("meta"),
+}
+
+
+@pytest.mark.parametrize("make", UNREADABLE.values(), ids=UNREADABLE.keys())
+@every_noise
+def test_statistics_that_hold_no_real_numbers_are_refused(options, make):
+    for name in ("gradient", "step"):
+        state_dict = copy.deepcopy(trained(options)[1].state_dict())
+        state_dict["state"][0][name] = make(state_dict["state"][0][name])
+        refused(options, state_dict, repr(name))
+    for key in ("level", "skipped"):
+        state_dict = copy.deepcopy(trained(options)[1].state_dict())
+        state_dict["param_groups"][0][key] = make(state_dict["param_groups"][0][key])
+        refused(options, state_dict, repr(key))
+
+
+def test_a_step_counter_of_any_size_of_integer():
+    options = MODES["adaptive-rms"]
+    state_dict = copy.deepcopy(trained(options)[1].state_dict())
+    state_dict["state"][0]["step"] = 10**400
+    refused(options, state_dict, "'step'")
+    state_dict["state"][0]["step"] = 5
+    _, optimizer = build(options)
+    optimizer.load_state_dict(state_dict)
+    assert_identical(snapshot(optimizer)["state"], snapshot(trained(options)[1])["state"])
 
 
 @pytest.mark.parametrize(
@@ -142,8 +194,14 @@ def test_statistics_that_no_step_leaves_are_refused(entry, noise):
         ("level", 0.0),
         ("length", math.inf),
         ("length", -1.0),
+        ("length", 1e300),
+        ("level", -1.0),
+        ("level", 1e3),
         ("peak_lr", math.nan),
+        ("peak_lr", 1e15),
         ("skipped", -1),
+        ("skipped", 10**18),
+        ("skipped", 6),  # of five steps
         ("calls", math.nan),
         ("calls", "five"),
         ("lr", math.nan),
@@ -152,6 +210,8 @@ def test_statistics_that_no_step_leaves_are_refused(entry, noise):
         ("weight_decay", -0.1),
         ("weight_decay", math.inf),
         ("maximize", "yes"),
+        ("adaptive_noise", torch.tensor([True, False])),
+        ("lr_in_nats", "no"),
     ],
 )
 @every_mode
