@@ -22,6 +22,17 @@ MODES: dict[str, dict[str, Any]] = {
     "fixed-kl": {"noise": "fixed", "trust_region": "kl", "lr": 1e-2},
 }
 
+#: What takes another way through the passes.
+PASSES: dict[str, dict[str, Any]] = {
+    "adaptive": {"lr": 1e-2},
+    "adaptive, prior and decay": {"lr": 1e-2, "prior_precision": 0.3, "weight_decay": 0.1},
+    "adaptive, maximize": {"lr": 1e-2, "maximize": True},
+    "adaptive, kl": {"lr": 1e-1, "trust_region": "kl"},
+    "fixed, rms": {"lr": 1e-1, "noise": "fixed"},
+    "fixed, kl": {"lr": 3e-3, "noise": "fixed", "trust_region": "kl", "measurement_noise": 0.05},
+    "fixed, decay": {"lr": 3e-2, "noise": "fixed", "weight_decay": 0.1, "maximize": True},
+}
+
 #: One mode for each kind of state.
 NOISES = {"adaptive": MODES["adaptive-rms"], "fixed": MODES["fixed-kl"]}
 

@@ -40,7 +40,7 @@ class Faulty(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def problem(options: dict[str, Any]) -> tuple[list[Parameter], Arturo]:
+def problem(options: dict[str, Any]) -> Arturo:
     """Small parameters, which are packed, and one that is cut into slices; weight decay and one step behind it."""
     torch.manual_seed(0)
     params = [Parameter(torch.randn(5, 4)), Parameter(torch.randn(7)), Parameter(torch.randn(40, 50))]
@@ -48,7 +48,23 @@ def problem(options: dict[str, Any]) -> tuple[list[Parameter], Arturo]:
     train(optimizer, params, [0])
     for param, grad in zip(params, gradients(params, 1), strict=True):
         param.grad = grad
-    return params, optimizer
+    return optimizer
+
+
+def twin(optimizer: Arturo) -> Arturo:
+    """A copy, gradients included."""
+    copied = copy.deepcopy(optimizer)
+    for param, mirrored in zip(_params(optimizer), _params(copied), strict=True):
+        mirrored.grad = param.grad
+    return copied
+
+
+def whole_step(optimizer: Arturo) -> tuple[int, Any]:
+    """Operations of a step, and what it leaves; of a copy."""
+    copied = twin(optimizer)
+    with Faulty() as counter:
+        copied.step()
+    return counter.count, snapshot(copied)
 
 
 @pytest.fixture
@@ -63,19 +79,12 @@ def _small_chunks(monkeypatch):
 @every_mode
 def test_a_fault_at_any_operation(options, undoable, monkeypatch):
     monkeypatch.setattr(transaction, "UNDOABLE", (1 << 20) if undoable else 0)
-    params, optimizer = problem(options)
+    optimizer = problem(options)
     start = snapshot(optimizer)
-    twin = copy.deepcopy(optimizer)
-    for param, mirrored in zip(params, _params(twin), strict=True):
-        mirrored.grad = param.grad
-    with Faulty() as counter:
-        twin.step()
-    end = snapshot(twin)
+    count, end = whole_step(optimizer)
     outcomes = {"nothing": 0, "all": 0, "torn": 0}
-    for at in range(0, counter.count, 23):
-        victim = copy.deepcopy(optimizer)
-        for param, mirrored in zip(params, _params(victim), strict=True):
-            mirrored.grad = param.grad
+    for at in range(0, count, 23):
+        victim = twin(optimizer)
         try:
             with Faulty(at):
                 victim.step()
@@ -115,18 +124,12 @@ def _same(found: Any, expected: Any) -> bool:
 @every_noise
 def test_a_fault_that_stops_the_undoing_too_is_not_silent(options):
     """Nothing has changed, or the optimizer says that it is torn and takes no further step."""
-    params, optimizer = problem(options)
+    optimizer = problem(options)
     start = snapshot(optimizer)
-    twin = copy.deepcopy(optimizer)
-    for param, mirrored in zip(params, _params(twin), strict=True):
-        mirrored.grad = param.grad
-    with Faulty() as counter:
-        twin.step()
+    count, _ = whole_step(optimizer)
     torn = 0
-    for at in range(0, counter.count, 37):
-        victim = copy.deepcopy(optimizer)
-        for param, mirrored in zip(params, _params(victim), strict=True):
-            mirrored.grad = param.grad
+    for at in range(0, count, 37):
+        victim = twin(optimizer)
         # torch's own profiler leaves the step by one more operation, whose fault may hide the TornStep.
         with pytest.raises((Fault, TornStep)), Faulty(at, times=10**9):
             victim.step()
