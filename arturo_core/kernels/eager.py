@@ -49,6 +49,11 @@ def _flush_(values: Tensor) -> None:
     torch.hardshrink(values, NEGLIGIBLE, out=values)
 
 
+def _dot(left: Tensor, right: Tensor, into: Tensor) -> Tensor:
+    """Sum of products; ``into`` is a temporary. In pairs: float32 ``torch.dot`` is off by millionths, and η with it."""
+    return torch.mul(left, right, out=into).sum()
+
+
 def _stiffness_(into: Tensor, belief: CompactBelief) -> Tensor:
     """s√R, which is hℓ."""
     return torch.add(belief.noise, NOISE_FLOOR, out=into).sqrt_().mul_(belief.curvature)
@@ -101,12 +106,13 @@ def compact_observe(
     slope = _slope(gradient, theta, options)
     if options.prior:
         newton = torch.div(slope, stiffness.div_(terms.length).add_(options.prior), out=growth)
-        decrement, squared = torch.dot(newton, slope), torch.dot(newton, newton)
-        signal = torch.dot(torch.div(gradient, stiffness, out=variance), gradient)
-        pull = newton.sub_(variance)
-        return CompactObserved(decrement, stiff, total, counted, squared, signal, torch.dot(pull, pull))
+        decrement, squared = _dot(newton, slope, variance), _dot(newton, newton, variance)
+        pull = newton.sub_(torch.div(gradient, stiffness, out=variance))
+        signal = variance.mul_(gradient).sum()
+        return CompactObserved(decrement, stiff, total, counted, squared, signal, _dot(pull, pull, variance))
     newton = torch.div(slope, stiffness, out=growth)
-    decrement, squared = torch.dot(newton, slope) * terms.length, torch.dot(newton, newton) * terms.length**2
+    decrement = _dot(newton, slope, variance) * terms.length
+    squared = torch.dot(newton, newton) * terms.length**2  # for reports
     return CompactObserved(decrement, stiff, total, counted, squared)
 
 
@@ -198,9 +204,9 @@ def full_observe(
     root = torch.div(scaled_slope, positive, out=innovation)
     return FullObserved(
         least=least,
-        total=torch.dot(scaled_slope, scaled_slope),
-        value=torch.dot(root, root),
-        first=-2.0 * torch.dot(root, torch.div(root, positive, out=positive)),
+        total=_dot(scaled_slope, scaled_slope, weighted),
+        value=_dot(root, root, weighted),
+        first=-2.0 * _dot(root, torch.div(root, positive, out=positive), weighted),
         precision=precision.sum(),
         surprise=surprise / (_SURPRISE_UNIT * root_noise),
         unit=unit,
@@ -212,11 +218,15 @@ def _distance_(into: Tensor, curvature: Tensor, eta_min: Tensor, t: Tensor) -> T
 
 
 def full_secular(terms_of_dual: Spectrum, eta_min: Tensor, t: Tensor) -> SecularSums:
-    gap, moved = scratch(terms_of_dual.slope, 2)
+    gap, moved, product = scratch(terms_of_dual.slope, 3)
     _distance_(gap, terms_of_dual.curvature, eta_min, t)
     torch.div(terms_of_dual.slope, gap, out=moved)
     first = torch.div(moved, gap, out=gap)
-    return SecularSums(torch.dot(moved, moved), -2.0 * torch.dot(moved, first), 6.0 * torch.dot(first, first))
+    return SecularSums(
+        value=_dot(moved, moved, product),
+        first=-2.0 * _dot(moved, first, product),
+        second=6.0 * _dot(first, first, product),
+    )
 
 
 def full_length(precision: Tensor, terms_of_dual: Spectrum, eta_min: Tensor, t: Tensor, terms: GroupTerms) -> Tensor:
@@ -224,7 +234,7 @@ def full_length(precision: Tensor, terms_of_dual: Spectrum, eta_min: Tensor, t: 
     torch.mul(precision, terms.weight, out=weighted).sqrt_()
     _distance_(gap, terms_of_dual.curvature, eta_min, t).mul_(weighted)
     step = torch.div(terms_of_dual.slope, gap, out=gap)
-    return torch.dot(step, step)
+    return _dot(step, step, weighted)
 
 
 def full_apply(
@@ -250,4 +260,4 @@ def full_apply(
     _recentre_(belief, step, gap, weighted)
     for values in (belief.gradient, belief.hessian, belief.cov_gh):
         _flush_(values)
-    return torch.dot(step, step)
+    return _dot(step, step, gap)
