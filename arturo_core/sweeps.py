@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 #: Total growth of a sweep, and how many times lr has risen at least.
 GROWTH, RISES = 1e3, 3
 
-#: The lr, by trust region, from which a rise may be a sweep, and beyond which it is taken for one. Warm-ups of runs that
-#: were set up for SGD end at 0.1 to 0.5; finders end at 1 or 10 unless told otherwise.
+#: The lr, by trust region, from which a rise may be a sweep, and beyond which it is taken for one. Warm-ups to SGD's
+#: rates end at 0.1 to 0.5; finders end at 1 or 10 unless told otherwise.
 UNUSUAL, BEYOND = {"rms": 0.05, "kl": 1.0}, {"rms": 0.5, "kl": 1.0}
 
 #: Steps at one rate after which a rise has ended.
@@ -95,10 +95,10 @@ def notice(optimizer: Arturo) -> str | None:
         return None
     rise.told = True
     return (
-        f"lr has risen from {rise.first:.3g} to {lr:.3g} by a factor a step, as in a learning-rate range test. If it is "
-        "one, do not use what it suggests: a trust region keeps the loss from diverging where another optimizer's "
-        "would, so the curve turns late or never. Begin with AdamW's lr, compare it in short runs with three and ten times as "
-        "much by validation loss, and build a new optimizer for each run (arturo_core/TUNING.md)."
+        f"lr has risen from {rise.first:.3g} to {lr:.3g} by a factor a step, as in a learning-rate range test. If it "
+        "is one, do not use what it suggests: a trust region keeps the loss from diverging where another optimizer's "
+        "would, so the curve turns late or never. Begin with AdamW's lr, compare it in short runs with three and ten "
+        "times as much by validation loss, and build a new optimizer for each run (arturo_core/TUNING.md)."
     )
 
 
