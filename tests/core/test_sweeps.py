@@ -66,7 +66,7 @@ ORDINARY = {
     "half a cosine": [0.25 * (1 - math.cos(math.pi * step / 200)) + 1e-8 for step in range(201)],
     "geometric warm-up": exponential(1e-7, 1e-2, 50),
     "geometric warm-up to SGD's rate": exponential(1e-4, 0.1, 100) + [0.1] * 5,
-    "longer geometric warm-up to SGD's rate": exponential(1e-5, 0.1, 500),
+    "longer geometric warm-up to SGD's rate": exponential(1e-5, 0.1, 200),
     "geometric warm-up to a large rate": exponential(1e-6, 0.5, 60),
     "geometric warm-up, an epoch a rate": [lr for lr in exponential(1e-5, 0.1, 5) for _ in range(20)],
     "a jump": [1e-7, 0.5, 0.5, 0.5],
