@@ -171,7 +171,7 @@ def explained(init: Callable[P, R]) -> Callable[P, R]:
 
 
 def _unnamed(extra: tuple[Any, ...], before: list[str]) -> str:
-    """What to say of values that were given by place, where other optimizers have their betas or their momentum."""
+    """What to say of positional values, where other optimizers have their betas or their momentum."""
     given = ", ".join(map(shown, extra))
     guess = ""
     if isinstance(extra[0], (tuple, list)):
@@ -179,7 +179,7 @@ def _unnamed(extra: tuple[Any, ...], before: list[str]) -> str:
     elif as_float(extra[0]) is not None:
         guess = f" If {shown(extra[0])} is momentum, it is {_SGD}"
     return (
-        f"Arturo: {given} was given by place, after {' and '.join(before)}. Name every other option, as in "
+        f"Arturo: {given} is positional, and only {' and '.join(before)} may be. Name every other option, as in "
         f"weight_decay=0.01.{guess}"
     )
 

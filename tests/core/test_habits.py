@@ -147,11 +147,11 @@ def test_options_without_their_names(build: Any) -> None:
     with pytest.raises(TypeError) as caught:
         build(weights(), 1e-3, (0.9, 0.999), 1e-8)
     text = str(caught.value)
-    assert text.startswith("Arturo: (0.9, 0.999), 1e-08 was given by place, after params and ")
+    assert text.startswith("Arturo: (0.9, 0.999), 1e-08 is positional, and only params and ")
     assert "If (0.9, 0.999) are betas, they are the decay rate" in text
-    with pytest.raises(TypeError, match=r"0\.9 was given by place.*If 0\.9 is momentum, it is how SGD averages"):
+    with pytest.raises(TypeError, match=r"0\.9 is positional.*If 0\.9 is momentum, it is how SGD averages"):
         build(weights(), 1e-3, 0.9)
-    with pytest.raises(TypeError, match="'adaptive' was given by place"):
+    with pytest.raises(TypeError, match="'adaptive' is positional"):
         build(weights(), 1e-3, "adaptive")
 
 
