@@ -166,7 +166,7 @@ def _largest(optimizer: Arturo) -> float:
     groups = [group for group in optimizer.param_groups if group["params"]]
     if sweeps.under_way(optimizer):
         return 0.0
-    rates = [float(group["lr"]) for group in groups] if sweeps.told(optimizer) else map(_intended, groups)
+    rates = [float(group["lr"]) for group in groups] if sweeps.seen(optimizer) else map(_intended, groups)
     return max(rates, default=0.0)
 
 

@@ -17,7 +17,14 @@ def before_step(optimizer: Arturo) -> None:
     """Look for several optimizers of one model and for sweeps of the learning rate; cheap where there is neither."""
     if torch.compiler.is_compiling():
         return
-    found = [text for text in (several.notice(optimizer), sweeps.notice(optimizer)) if text is not None]
+    found: list[str] = []
+    for look in (several.notice, sweeps.notice):
+        try:
+            text = look(optimizer)
+        except Exception as error:  # whatever modules of others raise when they are asked for their parameters
+            logging.getLogger(__name__).warning("Arturo: what surrounds the optimizer was not looked at: %r", error)
+        else:
+            found += [] if text is None else [text]
     if found:
         _say(found)
 

@@ -188,6 +188,7 @@ class Arturo(Persistent):
         check_caller((param for group in self.param_groups for param in group["params"]), process_group)
 
     @classmethod
+    @habits.explained
     def paper(
         cls,
         params: ParamsT,
@@ -252,11 +253,12 @@ class Arturo(Persistent):
         """
         if (wrapped := self._wrapped()) is not None:
             return wrapped.add_param_group(param_group)
+        given = frozenset(param_group)  # torch adds the defaults to it
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             check_group(group, self._options)
-            habits.check_group(group)
+            habits.check_group(group, given, self.param_groups[:-1])
             for param in group["params"]:
                 if takes_part(param):
                     preparing.check_new(self.param_groups, param, self._options, self._process_group)

@@ -36,7 +36,8 @@ class ArturoDiagnosticsCallback(TrainerCallback):
         self.per_layer = per_layer
         self.advice = advice
         self._watch: LayerWatch | None = None
-        self._due = False
+        self._due: bool | None = None
+        self._recorded = -1
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
@@ -59,11 +60,15 @@ class ArturoDiagnosticsCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """What is logged next is the record of this step, if Trainer is about to write one."""
-        self._due = bool(control.should_log)
+        self._due = self._is_due(state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """What is logged next is the record of the last step, if Trainer is about to write one."""
-        self._due = bool(control.should_log)
+        self._due = self._is_due(state, control)
+
+    def _is_due(self, state: Any, control: Any) -> bool:
+        """Trainer writes one record of a step, where its end is that of an epoch too."""
+        return bool(control.should_log) and state.global_step != self._recorded
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Lets go of the optimizer."""
@@ -72,7 +77,7 @@ class ArturoDiagnosticsCallback(TrainerCallback):
     def _close(self) -> None:
         if self._watch is not None:
             self._watch.close()
-        self._watch, self._due = None, False
+        self._watch, self._due, self._recorded = None, None, -1
 
     def on_log(
         self,
@@ -84,9 +89,10 @@ class ArturoDiagnosticsCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Extends a training record in place."""
-        due, self._due = self._due, False
+        due, self._due = self._due, None if self._due is None else False
         if not logs or switch.is_off() or not records.is_training(logs, due):
             return
+        self._recorded = state.global_step
         arturo = find_arturo(optimizer)
         # The prefix is there already when a user has added this callback a second time.
         if arturo is None or any(str(key).startswith(PREFIX) for key in logs):

@@ -18,8 +18,7 @@ from typing import Any, Literal, Union
 
 import torch
 
-from arturo_core import Arturo
-from arturo_core.habits import HABITS
+from arturo_core import Arturo, habits
 
 # Parameters of the constructor that must not be set from `optim_args`, and what to do instead.
 _REFUSED = {
@@ -106,15 +105,14 @@ def _split(optim_args: str | Mapping[str, Any] | None) -> dict[str, str]:
         return {}
     if isinstance(optim_args, Mapping):
         written = {str(key).strip(): str(value).strip() for key, value in optim_args.items()}
-        for key, text in written.items():
-            _refuse_habit(key, text)
-        return written
+        return {key: text for key, text in written.items() if not _is_habit(key, text)}
     pairs: dict[str, str] = {}
     for item in optim_args.split(","):
         if not item.strip():
             continue
         key, equals, text = (part.strip() for part in item.partition("="))
-        _refuse_habit(key, text)  # before what follows is read: a tuple's own commas divide it
+        if _is_habit(key, text):  # before what follows is read: a tuple's own commas divide it
+            continue
         if not (key and equals and text):
             raise ValueError(
                 f"optim_args: {_short(item.strip())!r} is not of the form key=value (in {_short(optim_args)!r}); "
@@ -128,10 +126,33 @@ def _split(optim_args: str | Mapping[str, Any] | None) -> dict[str, str]:
     return pairs
 
 
-def _refuse_habit(key: str, text: str) -> None:
-    """Raises a ``ValueError`` that says what stands for an option of another optimizer."""
-    if key in HABITS:
-        raise ValueError(f"optim_args: {key}={_short(text)} is {HABITS[key]}")
+def _is_habit(key: str, text: str) -> bool:
+    """Whether an option is another optimizer's, and off: it asks for nothing.
+
+    Raises:
+        ValueError: it is another optimizer's and asks for something, or another name or spelling of one of ours.
+    """
+    own = inspect.signature(Arturo).parameters
+    ours = habits.synonym(key, own)
+    if ours in _REFUSED and key not in own:
+        raise ValueError(
+            f"optim_args: {_short(key)}={_short(text)}: {_short(key)!r} is another name of {ours!r}, which cannot be "
+            f"set here; {_REFUSED[ours]}."
+        )
+    meaning = habits.meaning(key, own)
+    if meaning is None:
+        return False
+    if habits.is_off(key, _value(text)):
+        return True
+    raise ValueError(f"optim_args: {_short(key)}={_short(text)} is {meaning}")
+
+
+def _value(text: str) -> Any:
+    """What a text says: None, a truth value or a number; else the text."""
+    for annotation in (float, bool, type(None)):
+        with contextlib.suppress(ValueError):
+            return _convert(text, annotation)
+    return text
 
 
 def _short(text: str) -> str:

@@ -9,26 +9,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: Trainer (TRL's own loops: lr) writes these into the record of a training step, and into no other.
-_OF_TRAINING = ("learning_rate", "grad_norm", "loss", "lr")
-#: How long it took is said of evaluations, predictions and the whole run; the last has operations too.
-_TIMED, _SUMMED = "runtime", "total_flos"
-_EVALUATION = ("eval_", "eval/", "test_", "test/", "predict_", "predict/")
+#: Trainer writes the first, and the second where it knows it, into every record of a training step; TRL's own loops
+#: write lr. A loss alone marks none: evaluations log one too.
+_OF_TRAINING, _OF_LOOPS = ("learning_rate", "grad_norm"), "lr"
+#: How long it took is said of evaluations, predictions and the whole run, which has operations too. Training records
+#: have the last name of these, where tokens are counted.
+_SUMMED, _TIMED, _SPEED = "total_flos", "runtime", "train_runtime"
+_STAGES = ("eval", "val", "valid", "validation", "test", "predict")
+_EVALUATION = tuple(f"{stage}{mark}" for stage in _STAGES for mark in "_/")
+_NEUTRAL = ("epoch", "step")
 
 
-def is_training(logs: Mapping[str, Any], due: bool) -> bool:
+def is_training(logs: Mapping[str, Any], due: bool | None) -> bool:
     """Whether a record is that of a training step.
+
+    A learning rate or a norm of gradients says so, unless all else is of an evaluation: some trainers write it
+    everywhere. A record without them is one only where the Trainer was about to write one.
 
     Args:
         logs: the record.
-        due: whether a step or an epoch has just ended after which the Trainer logs, and nothing been logged since.
+        due: whether a step or an epoch has just ended after which the Trainer logs, and nothing been logged since;
+            None in loops that announce no steps, where a loss has to do.
     """
-    if any(name in logs for name in _OF_TRAINING):
-        return True
     names = [str(name) for name in logs]
-    if _SUMMED in logs or any(name.endswith(_TIMED) or name.startswith(_EVALUATION) for name in names):
+    if any(name.endswith(_SUMMED) or (name.endswith(_TIMED) and not name.endswith(_SPEED)) for name in names):
         return False
-    return due or any(name.endswith(_OF_TRAINING[:2]) for name in names)
+    of_evaluation = {name for name in names if name.startswith(_EVALUATION)}
+    marks = {name for name in names if name == _OF_LOOPS or name.endswith(_OF_TRAINING)} - of_evaluation
+    if marks:
+        return not of_evaluation or bool({*names} - marks - of_evaluation - {*_NEUTRAL})
+    if of_evaluation or any(name.endswith(_TIMED) for name in names):
+        return False
+    return "loss" in names if due is None else due
 
 
 def stored(logs: Mapping[str, Any], state: Any) -> dict[str, Any] | None:

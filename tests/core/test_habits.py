@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from arturo_core import Arturo
+from arturo_core import Arturo, habits
 from arturo_core.habits import HABITS
 
 #: What torch's optimizers call their options, and Arturo does not.
@@ -66,6 +66,101 @@ def test_what_is_off_asks_for_nothing() -> None:
     assert len(optimizer.param_groups) == 1
 
 
+#: As Keras, optax, Megatron, apex and timm's command line have them, and in capitals.
+OTHERWISE_NAMED = {
+    "beta_1": "running means",
+    "beta1": "running means",
+    "b1": "running means",
+    "B2": "running means",
+    "Betas": "running means",
+    "adam_betas": "running means",
+    "mu": "running means",
+    "Rho": "running means",
+    "EPS": "denominator",
+    "adam_eps": "denominator",
+    "eps_root": "denominator",
+    "opt-eps": "denominator",
+    "Momentum": "averages gradients",
+    "decay": "schedule",
+    "clipnorm": "bound on gradients",
+    "global_clipnorm": "bound on gradients",
+    "AMSGrad": "bound on another optimizer's steps",
+    "Learning_Rate": "Give lr instead",
+    "learningRate": "Give lr instead",
+    "WD": "Give weight_decay instead",
+}
+#: Our own options, spelled in another way.
+OTHERWISE_SPELLED = {"LR": "lr", "weightDecay": "weight_decay", "Maximize": "maximize"}
+
+
+@pytest.mark.parametrize("name", [*OTHERWISE_NAMED, *OTHERWISE_SPELLED])
+def test_other_names_and_letters_get_the_same_answer_at_every_door(name: str) -> None:
+    expected = OTHERWISE_NAMED.get(name) or f"another spelling of {OTHERWISE_SPELLED[name]}."
+    said = re.compile(rf"{name}=0\.5 is .*{re.escape(expected)}")
+    with pytest.raises(TypeError, match=said):
+        Arturo(weights(), **{name: 0.5})
+    with pytest.raises(TypeError, match=said):
+        Arturo.paper(weights(), **{name: 0.5})
+    with pytest.raises(ValueError, match=said):
+        Arturo([{"params": weights(), name: 0.5}])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, False) for name in ("amsgrad", "AMSGRAD", "foreach", "nesterov", "use_ema")),
+        *((name, None) for name in ("fused", "betas", "clipnorm")),
+        *((name, 0) for name in ("momentum", "dampening", "decay", "max_grad_norm")),
+        ("minimize", True),
+    ],
+)
+def test_off_is_off_at_every_door(name: str, value: Any) -> None:
+    for optimizer in (
+        Arturo(weights(), lr=0.01, **{name: value}),
+        Arturo.paper(weights(), 0.01, **{name: value}),
+        Arturo([{"params": weights(), name: value}], lr=0.01),
+    ):
+        (group,) = optimizer.param_groups
+        assert (group["lr"], group["weight_decay"], group["maximize"], group["momentum"]) == (0.01, 0.0, False, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("eps", 0.0), ("weight_decouple", False), ("learning_rate", 0.0), ("wd", 0), ("minimize", False), ("beta1", 0.0)],
+)
+def test_what_is_not_off_is_refused_at_every_door(name: str, value: Any) -> None:
+    said = re.escape(f"{name}={value!r} is ")
+    with pytest.raises(TypeError, match=said):
+        Arturo(weights(), **{name: value})
+    with pytest.raises(ValueError, match=said):
+        Arturo([{"params": weights(), name: value}])
+
+
+def test_no_name_of_the_table_is_a_key_that_others_put_into_groups() -> None:
+    theirs = ("params", "param_names", "name", "lr_scale", "lr_mult", "initial_lr", "max_lr", "min_lr", "swap", "step")
+    theirs += ("max_momentum", "base_momentum", "peak_lr", "weight_decay_mult", "is_expert", "moe", "layer_decay")
+    assert [name for name in theirs if habits.meaning(name, ("lr", "weight_decay", "maximize")) is not None] == []
+
+
+@pytest.mark.parametrize("build", [Arturo, Arturo.paper], ids=["Arturo", "paper"])
+def test_options_without_their_names(build: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        build(weights(), 1e-3, (0.9, 0.999), 1e-8)
+    text = str(caught.value)
+    assert text.startswith("Arturo: (0.9, 0.999), 1e-08 is positional, and only params and ")
+    assert "If (0.9, 0.999) are betas, they are the decay rate" in text
+    with pytest.raises(TypeError, match=r"0\.9 is positional.*If 0\.9 is momentum, it is how SGD averages"):
+        build(weights(), 1e-3, 0.9)
+    with pytest.raises(TypeError, match="'adaptive' is positional"):
+        build(weights(), 1e-3, "adaptive")
+
+
+def test_groups_that_sam_shares() -> None:
+    """As its usual implementation does: its own options stand in the groups that it builds its base optimizer of."""
+    optimizer = Arturo([{"params": weights(), "rho": 0.05, "adaptive": True}])
+    assert optimizer.param_groups[0]["rho"] == 0.05
+
+
 def test_all_that_was_given_is_named_and_long_values_are_cut() -> None:
     with pytest.raises(TypeError) as caught:
         Arturo(weights(), betas=(0.9, 0.999), eps="x" * 10**6)
@@ -90,6 +185,34 @@ def test_groups_of_another_arturo_bring_what_its_scheduler_has_written() -> None
     torch.optim.lr_scheduler.OneCycleLR(first, 1e-2, total_steps=5)
     second = Arturo([{**first.param_groups[0], "params": weights()}])
     assert second.param_groups[0]["momentum"] == 0.95
+
+
+@pytest.mark.parametrize("scheduler", ["one cycle", "cyclic"])
+def test_a_momentum_that_a_scheduler_wrote_may_be_copied(scheduler: str) -> None:
+    first = Arturo(weights(), lr=1e-3)
+    if scheduler == "one cycle":
+        cycle: Any = torch.optim.lr_scheduler.OneCycleLR(first, 1e-2, total_steps=5)
+    else:
+        cycle = torch.optim.lr_scheduler.CyclicLR(first, 1e-3, 1e-2, step_size_up=3)
+    first.param_groups[0]["params"][0].grad = torch.ones(2)
+    first.step()
+    cycle.step()
+    group = first.param_groups[0]
+    written = group["momentum"]
+    assert 0.8 < written < 0.95
+    by_defaults = {key: group[key] for key in first.defaults}
+    saved = {**first.state_dict()["param_groups"][0], "params": weights()}
+    for copied in ({**group, "params": weights()}, {**by_defaults, "params": weights()}, saved):
+        assert Arturo([copied]).param_groups[0]["momentum"] == written
+    first.add_param_group({"params": weights(), "momentum": written})
+    assert [one["momentum"] for one in first.param_groups] == [written, written]
+
+
+def test_a_momentum_by_habit_is_told_who_writes_it() -> None:
+    optimizer = Arturo(weights())
+    with pytest.raises(ValueError, match=r"momentum=0\.9 is how SGD averages .* writes it by itself"):
+        optimizer.add_param_group({"params": weights(), "lr": 1e-3, "momentum": 0.9})
+    assert len(optimizer.param_groups) == 1
 
 
 def test_the_signature_is_the_constructors_own() -> None:

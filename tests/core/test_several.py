@@ -77,6 +77,8 @@ def test_optimizer_in_backward(within: Callable[[nn.Module], nn.Module]) -> None
     assert "(Sequential)" in text
     assert "Give one Arturo all trainable parameters" in text
     assert "inside backward" in text
+    assert "Networks with losses of their own" in text
+    assert "ignore this" in text
     assert all(param.isfinite().all() for param in holder.parameters())
     assert told(run) == [], "once"
 
@@ -109,6 +111,10 @@ class LightningModule(Container):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.generator(inputs)
 
+    def append(self, networks: list[nn.Module]) -> LightningModule:
+        self.several = nn.ModuleList(networks)
+        return self
+
 
 class Wrapped(nn.Module):
     """As DDP and compilation wrap a module."""
@@ -140,6 +146,139 @@ def test_a_container_of_many_layers_is_a_model() -> None:
     held.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(6))
     optimizers = [Arturo(layer.parameters()) for layer in held.layers]
     assert len(told(lambda: [step(optimizer) for optimizer in optimizers])) == 1
+
+
+class Model(nn.Module):
+    """A model of several parts, with a forward; what they are called, and what holds them, is given."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def linear(number: int) -> list[nn.Module]:
+    return [nn.Linear(2, 2) for _ in range(number)]
+
+
+def all_told(parts: list[nn.Module]) -> int:
+    """How often it is said while each part has its optimizer."""
+    optimizers = [Arturo(part.parameters()) for part in parts]
+    return len(told(lambda: [step(optimizer) for _ in range(2) for optimizer in optimizers]))
+
+
+LISTS = {
+    "list": nn.ModuleList,
+    "dictionary": lambda parts: nn.ModuleDict({f"layer{index}": part for index, part in enumerate(parts)}),
+    "list in a list": lambda parts: nn.ModuleList([nn.ModuleList(parts)]),
+    "list in a dictionary": lambda parts: nn.ModuleDict({"deep": nn.ModuleList(parts)}),
+    "sequence": lambda parts: nn.Sequential(*parts),
+}
+
+
+@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("within", LISTS)
+def test_parts_that_meet_in_a_list_are_of_the_model_that_uses_it(within: str, number: int) -> None:
+    for parts in (linear(number), [network() for _ in range(number)]):
+        model = Model(layers=LISTS[within](parts), head=nn.Linear(2, 2))
+        optimizers = [Arturo(part.parameters()) for part in parts]
+        (text,) = told(lambda: [step(one) for one in optimizers])  # noqa: B023  # called here
+        assert "(Model)" in text
+        assert len(list(model.parameters())) > 2
+
+
+def test_weights_that_meet_in_a_list_are_of_the_model_that_uses_it() -> None:
+    weights = nn.ParameterList(nn.Parameter(torch.ones(2)) for _ in range(3))
+    model = Model(weights=weights)
+    first, second = Arturo([weights[0], weights[1]]), Arturo([weights[2]])
+    (text,) = told(lambda: [step(first), step(second)])
+    assert "(Model)" in text
+    assert model.weights is weights
+
+
+def test_a_list_that_no_model_uses_is_none() -> None:
+    parts = linear(3)
+    held = nn.ModuleList(parts)
+    assert all_told(parts) == 0
+    assert len(held) == 3
+
+
+def test_lists_of_a_lightning_module_stay_containers() -> None:
+    held = LightningModule()
+    held.networks = nn.ModuleDict({"first": network(), "second": network()})
+    assert all_told(list(held.networks.values())) == 0
+
+
+APART = {
+    "GAN": ("generator", "discriminator"),
+    "GAN of two letters": ("netG", "netD"),
+    "GAN of one letter": ("G", "D"),
+    "CycleGAN": ("G_A", "G_B", "D_A", "D_B"),
+    "CycleGAN in words": ("G_XtoY", "G_YtoX", "D_X", "D_Y"),
+    "actor and critics": ("actor", "critic_1", "critic_2"),
+    "policy and value": ("policy", "value_net"),
+    "VQ-GAN": ("encoder", "discriminator"),
+    "many critics": tuple(f"critic{index}" for index in range(5)),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_networks_whose_names_tell_that_they_are_trained_apart(name: str) -> None:
+    """With a forward, in dictionaries and without."""
+    for made in (network, lambda: nn.Linear(2, 2)):
+        networks = {called: made() for called in APART[name]}
+        gan = Model(**networks)
+        assert all_told(list(networks.values())) == 0
+        networks = {called: made() for called in APART[name]}
+        gan = Model(nets=nn.ModuleDict(networks))
+        assert all_told(list(networks.values())) == 0
+        assert len(list(gan.parameters())) > 1
+
+
+def test_an_autoencoder_of_parts_beside_its_discriminator() -> None:
+    model = Model(encoder=network(), decoder=network(), loss=Model(perceptual=network(), discriminator=network()))
+    model.loss.perceptual.requires_grad_(False)
+    both = Arturo([*model.encoder.parameters(), *model.decoder.parameters()])
+    other = Arturo(model.loss.discriminator.parameters())
+    assert told(lambda: [step(both), step(other)]) == []
+    model = Model(encoder=network(), decoder=network(), discriminator=network())
+    assert all_told([model.discriminator, model.encoder, model.decoder]) == 1, "one loss trains both halves"
+
+
+def test_layers_of_a_network_that_is_trained_apart_are_of_one_model() -> None:
+    for made in (network, lambda: nn.ModuleList(linear(3))):
+        model = Model(actor=made(), critic=network())
+        first, *_, last = (part for part in model.actor if list(part.parameters()))
+        assert all_told([first, last, model.critic]) == 1
+        model = Model(actor=made(), critic=network())
+        first, *_, last = (part for part in model.actor if list(part.parameters()))
+        assert all_told([model.critic, last, first]) == 1
+
+
+def test_ensembles() -> None:
+    number = 6
+    for name in ("members", "value_networks"):
+        members = [network() for _ in range(number)]
+        ensemble: nn.Module = Model(**{name: nn.ModuleList(members)})
+        assert all_told(members) == 0
+    for container in (nn.ModuleList, lambda parts: LightningModule().append(parts)):
+        members = [network() for _ in range(number)]
+        ensemble = container(members)
+        assert all_told(members) == 0
+        assert len(list(ensemble.parameters())) >= 4 * number
+
+
+def test_parts_of_a_model_whose_names_tell_nothing() -> None:
+    model = Model(encoder=network(), decoder=network())
+    assert all_told([model.encoder, model.decoder]) == 1
+
+
+def test_one_name_of_many_parts_tells_nothing() -> None:
+    model = Model(embedding=nn.Linear(2, 2), layers=nn.ModuleList(linear(5)), discriminator=nn.Linear(2, 2))
+    assert all_told([model.embedding, *model.layers, model.discriminator]) == 1
 
 
 def test_separate_models() -> None:
@@ -206,6 +345,16 @@ def test_looks_are_few(looks: list[int]) -> None:
     parts = [Arturo([param]) for param in model.parameters()]
     assert len(told(lambda: [step(part) for part in parts])) == 1
     assert len(looks) == 4, "none once it has been said"
+
+
+def test_a_module_that_raises_ends_no_training(caplog: pytest.LogCaptureFixture) -> None:
+    class Raising(Model):
+        def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("not before set-up")
+
+    model = Raising(layers=nn.ModuleList(linear(2)))
+    assert all_told(list(model.layers)) == 0
+    assert "not before set-up" in caplog.text
 
 
 def test_no_training_ends_where_warnings_are_errors() -> None:

@@ -38,7 +38,7 @@ SWEEPS = {
     "Lightning's": exponential(1e-8, 1.0, 100),
     "fastai's": exponential(1e-7, 10.0, 100),
     "short": exponential(1e-5, 1.0, 10),
-    "by decades": [1e-4, 1e-3, 1e-2, 1e-1],
+    "by decades": [1e-4, 1e-3, 1e-2, 1e-1, 1.0],
     "by decades, ten steps each": [lr for lr in (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0) for _ in range(10)],
     "after training": [1e-3] * 20 + exponential(1e-6, 1.0, 50),
     "from zero": [0.0, *exponential(1e-7, 1.0, 40)],
@@ -65,6 +65,10 @@ ORDINARY = {
     "three steps": ramp(1e-7, 0.1, 3),
     "half a cosine": [0.25 * (1 - math.cos(math.pi * step / 200)) + 1e-8 for step in range(201)],
     "geometric warm-up": exponential(1e-7, 1e-2, 50),
+    "geometric warm-up to SGD's rate": exponential(1e-4, 0.1, 100) + [0.1] * 5,
+    "longer geometric warm-up to SGD's rate": exponential(1e-5, 0.1, 200),
+    "geometric warm-up to a large rate": exponential(1e-6, 0.5, 60),
+    "geometric warm-up, an epoch a rate": [lr for lr in exponential(1e-5, 0.1, 5) for _ in range(20)],
     "a jump": [1e-7, 0.5, 0.5, 0.5],
     "two jumps": [1e-7, 1e-3, 0.5],
     "cycles": (ramp(1e-6, 0.1, 10) + ramp(0.1, 1e-6, 10)) * 3,
@@ -117,6 +121,24 @@ def test_a_sweep_is_not_taken_for_a_setting() -> None:
     assert swept == []
     assert [text for _ in range(5) for text in advice(1e-3)] == []
     assert "lr=0.3 looks like" in advice(0.3)[0]
+
+
+@pytest.mark.parametrize("later", [1e-3, 0.1])
+def test_what_may_be_a_sweep_is_no_setting_until_it_is_kept(later: float) -> None:
+    """A rise that ends at 0.1 is a sweep or a warm-up: what the run goes on with is the setting."""
+    weight = nn.Parameter(torch.randn(4, 4))
+    optimizer = Arturo([weight], lr=1e-5)
+    advisor = Advisor(optimizer)
+
+    def advice(lr: float) -> list[str]:
+        optimizer.param_groups[0]["lr"] = lr
+        weight.grad = torch.randn(4, 4)
+        optimizer.step()
+        return advisor.check(optimizer.diagnostics())
+
+    assert [text for lr in exponential(1e-5, 0.1, 40) for text in advice(lr)] == []
+    kept = [text for _ in range(20) for text in advice(later)]
+    assert [text.partition(" looks like")[0] for text in kept] == (["lr=0.1"] if later == 0.1 else [])
 
 
 def test_no_training_ends_where_warnings_are_errors() -> None:

@@ -134,6 +134,45 @@ def test_options_of_other_optimizers_are_explained(name):
         assert "precision_momentum" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["beta_1", "b1", "adam_eps", "mu", "Betas", "EPS", "clipnorm", "decay"])
+def test_by_other_names_and_in_capitals_too(name):
+    with pytest.raises(ValueError, match=rf"^optim_args: {name}=0\.9 is .*arTuRO"):
+        arturo_kwargs(f"{name}=0.9", 5e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("learning_rate", "learning_rate=..."),
+        ("LR", "learning_rate=..."),
+        ("wd", "TrainingArguments(weight_decay=...)"),
+        ("weightDecay", "TrainingArguments(weight_decay=...)"),
+    ],
+)
+def test_other_names_of_what_the_trainer_sets(name, advice):
+    with pytest.raises(ValueError, match=f"'{name}' is another name of .*, which cannot be set here") as error:
+        arturo_kwargs(f"{name}=0.1", 5e-5)
+    assert advice in str(error.value)
+
+
+def test_another_spelling_of_an_option():
+    with pytest.raises(ValueError, match=r"KL_rtol=1e-3 is another spelling of kl_rtol\. Give kl_rtol instead"):
+        arturo_kwargs("KL_rtol=1e-3", 5e-5)
+
+
+@pytest.mark.parametrize("off", ["amsgrad=False", "AMSGrad=no", "fused=none", "momentum=0.0", "betas=None"])
+def test_what_is_off_asks_for_nothing(off):
+    expected = {"lr": 5e-5, "kl_rtol": 0.01}
+    assert arturo_kwargs(f"{off},kl_rtol=1e-2", 5e-5) == expected
+    assert arturo_kwargs(dict([off.split("="), ("kl_rtol", 0.01)]), 5e-5) == expected
+
+
+@pytest.mark.parametrize("asked", ["amsgrad=true", "eps=0", "minimize=false", "weight_decouple=false", "momentum=off"])
+def test_what_is_not_off_is_explained(asked):
+    with pytest.raises(ValueError, match=f"^optim_args: {asked} is "):
+        arturo_kwargs(asked, 5e-5)
+
+
 MUCH = "x" * 1_000_000
 
 

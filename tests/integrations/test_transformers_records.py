@@ -108,7 +108,9 @@ def test_tokens_are_counted_beside_them(tmp_path):
 
 
 TRAINING = [
-    {"loss": 1.0},
+    {"loss": 1.0, "learning_rate": 1e-5},
+    {"learning_rate": 1e-5, "epoch": 0.5},
+    {"loss": 1.0, "eval_of_probe": 0.5, "learning_rate": 1e-5},
     {"embedding_loss": 1.0, "learning_rate": 1e-5, "epoch": 0.5},
     {"polarity_loss": 1.0, "grad_norm": 2.0},
     {"train/loss": 1.0, "train/learning_rate": 1e-5},
@@ -121,6 +123,13 @@ OTHERS = [
     {"eval_grad_norm": 1.0, "eval_learning_rate": 2.0},
     {"validation_score": 1.0, "validation_runtime": 2.0},
     {"test_accuracy": 1.0, "test_runtime": 2.0},
+    {"loss": 1.0, "runtime": 2.0, "epoch": 1.0},
+    {"loss": 1.0, "eval_runtime": 2.0},
+    {"loss": 1.0, "val_accuracy": 0.5},
+    {"eval_loss": 1.0, "eval_runtime": 2.0, "learning_rate": 1e-5},
+    {"eval_loss": 1.0, "learning_rate": 1e-5, "epoch": 1.0},
+    {"validation/loss": 1.0, "lr": 1e-5, "step": 3},
+    {"train_loss": 0.5, "train_runtime": 9.0, "total_flos": 1.0, "learning_rate": 1e-5},
     {"train_runtime": 9.0, "train_samples_per_second": 3.0, "total_flos": 1.0, "train_loss": 0.5},
 ]
 
@@ -130,6 +139,63 @@ def test_records_by_what_they_hold(due: bool) -> None:
     assert [record for record in TRAINING if not records.is_training(record, due)] == []
     assert [record for record in OTHERS if records.is_training(record, due)] == []
     assert records.is_training({"objective": 1.0, "epoch": 0.1}, due) == due
+    assert records.is_training({"loss": 1.0}, due) == due, "evaluations log one too"
+    assert records.is_training({"loss": 1.0}, None), "a loop that announces no steps"
+    assert not records.is_training({"loss": 1.0, "runtime": 2.0}, None)
+
+
+class OwnEvaluation(Trainer):
+    """Logs what its evaluation finds without a prefix, and without how long it took."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self.log({"loss": 0.25, "accuracy": 0.5})
+        return {"eval_loss": 0.25}
+
+
+class TimedEvaluation(Trainer):
+    """Logs an evaluation's loss and its time, both without a prefix."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self.log({"loss": 0.25, "runtime": 1.0})
+        return {"eval_loss": 0.25}
+
+
+class RateEverywhere(Trainer):
+    """Writes the learning rate into all that it logs."""
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log({**logs, "learning_rate": 1e-3}, *args, **kwargs)
+
+
+@pytest.mark.parametrize("first_step", [False, True])
+@pytest.mark.parametrize("eval_steps", [1, 2, 3])
+@pytest.mark.parametrize("kind", [OwnEvaluation, TimedEvaluation, RateEverywhere])
+def test_evaluations_with_the_names_of_training_are_none(tmp_path, kind, eval_steps, first_step):
+    """At logged steps, at others, and where the last step of an epoch has been logged."""
+    steps = {"logging_strategy": "steps", "logging_steps": 2, "logging_first_step": first_step}
+    trainer = made(kind, tmp_path, max_steps=6, eval_strategy="steps", eval_steps=eval_steps, **steps)
+    trainer.train()
+    history = trainer.state.log_history
+    assert [record["step"] for record in history if ours(record)] == ([1] if first_step else []) + [2, 4, 6]
+    assert not any(record.get("loss") == 0.25 or "eval_loss" in record for record in history if ours(record))
+    assert len([record for record in history if not ours(record)]) > 6 // eval_steps, "evaluations, and a summary"
+
+
+def test_an_evaluation_at_the_end_of_an_epoch_whose_step_is_recorded_already(tmp_path):
+    """Epochs of one step: the first is logged as the first step, and not again as the end of its epoch."""
+    settings = {
+        "logging_strategy": "epoch",
+        "logging_first_step": True,
+        "eval_strategy": "epoch",
+        "num_train_epochs": 3,
+    }
+    data = tiny_dataset()[:4]
+    args = tiny_arguments(tmp_path, max_steps=-1, per_device_train_batch_size=4, **settings)
+    trainer = OwnEvaluation(tiny_model(), args, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    history = trainer.state.log_history
+    assert [record["step"] for record in history if ours(record)] == [1, 2, 3]
+    assert not any(record.get("loss") == 0.25 for record in history if ours(record))
 
 
 def test_arguments_and_model_are_the_trainers_own_where_setfit_puts_its_own_in_their_place(tmp_path):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -36,6 +40,15 @@ NAMES = [
     "inner_optimizer",
     "wrapped_optimizer",
     "torch_optimizer",
+    "optimizer_",
+    "_opt",
+    "_base_optimizer",
+    "inner_opt",
+    "_wrapped_optimizer",
+    "local_optimizer",
+    "inner",
+    "wrapped",
+    "__wrapped__",
 ]
 
 
@@ -85,7 +98,7 @@ def test_wrappers_in_wrappers_and_properties_that_raise() -> None:
     assert find_arturo(SimpleNamespace(optim=Dynamic(Dynamic(optimizer)))) is optimizer
 
 
-@pytest.mark.parametrize("name", ["optimizers", "_optimizers", "chained_optimizers"])
+@pytest.mark.parametrize("name", ["optimizers", "_optimizers", "chained_optimizers", "optims", "optimizer_list"])
 def test_several_optimizers_in_one_container(name: str) -> None:
     optimizer = arturo()
     for held in (
@@ -93,11 +106,115 @@ def test_several_optimizers_in_one_container(name: str) -> None:
         (optimizer, sgd()),
         {"head": sgd(), "body": optimizer},
         [SimpleNamespace(optim=optimizer)],
+        collections.deque([sgd(), optimizer]),
+        collections.UserList([optimizer]),
+        collections.UserDict(body=optimizer),
+        {"body": optimizer}.values(),
+        {optimizer: "its scheduler"},
+        weakref.WeakSet([optimizer]),
+        weakref.ref(optimizer),
     ):
         assert find_arturo(SimpleNamespace(**{name: held})) is optimizer
         assert find_arturo(held) is optimizer
     first = arturo()
     assert find_arturo(SimpleNamespace(**{name: [first, optimizer]})) is first
+
+
+class Slotted:
+    __slots__ = ("__hidden", "plain", "unset")
+
+    def __init__(self, plain: Any, hidden: Any) -> None:
+        self.plain, self.__hidden = plain, hidden
+
+
+class OfSlots(Slotted):
+    __slots__ = "last"
+
+
+def test_in_slots() -> None:
+    optimizer = arturo()
+    assert find_arturo(Slotted(optimizer, None)) is optimizer
+    assert find_arturo(Slotted(None, optimizer)) is optimizer
+    held = OfSlots(None, None)
+    assert find_arturo(held) is None
+    held.last = optimizer
+    assert find_arturo(held) is optimizer
+
+
+def test_a_weak_proxy_is_what_it_stands_for() -> None:
+    optimizer = arturo()
+    proxy = weakref.proxy(optimizer)
+    assert find_arturo(proxy) is optimizer
+    assert find_arturo(SimpleNamespace(optimizer=proxy)) is optimizer
+    assert arturo_metrics(proxy) == arturo_metrics(optimizer)
+    assert find_arturo(MagicMock(spec=Arturo)) is None
+
+
+class Raising:
+    """Whatever is asked of it, it raises; collections of it end in the middle."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class RaisingDictionary(dict[str, Any]):
+    def values(self) -> Any:
+        raise RuntimeError("values")
+
+
+class RaisingList(list[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        yield None
+        raise RuntimeError("iter")
+
+
+class Endless(list[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.repeat(None)
+
+
+class EndlesslyNew(list[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(SimpleNamespace, None)
+
+
+class Classless:
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("class")
+
+
+class Bare:
+    @property
+    def __dict__(self) -> Any:
+        raise RuntimeError("dict")
+
+
+def dead_proxy() -> Any:
+    return weakref.proxy(arturo())
+
+
+HOSTILE = [Raising, lambda: RaisingDictionary(a=1), lambda: RaisingList([1]), Classless, Bare, dead_proxy]
+HOSTILE += [lambda: weakref.ref(arturo()), lambda: Endless([1]), lambda: EndlesslyNew([1])]
+
+
+@pytest.mark.parametrize("make", HOSTILE)
+def test_nothing_that_is_asked_raises(make: Callable[[], Any]) -> None:
+    hostile, optimizer = make(), arturo()
+    assert find_arturo(hostile) is None
+    for held in (SimpleNamespace(optimizer=hostile), [hostile], {"a": hostile}, SimpleNamespace(whatever=hostile)):
+        assert find_arturo(held) is None
+    assert find_arturo(SimpleNamespace(_opt=hostile, other=optimizer)) is optimizer
+    assert find_arturo([hostile, optimizer]) is optimizer
+    with pytest.raises(TypeError, match="no Arturo inside an optimizer of type"):
+        arturo_metrics(hostile)
+
+
+def test_a_wrapper_with_both_a_raising_part_and_the_optimizer() -> None:
+    optimizer = arturo()
+    for kind in (Bare, RaisingDictionary, RaisingList):
+        with_optimizer = type("Wrapper", (kind,), {"optimizer": optimizer})()
+        assert find_arturo(with_optimizer) is optimizer
 
 
 def test_cycles_and_what_answers_to_every_name_come_to_an_end() -> None:
