@@ -38,6 +38,16 @@ _SEARCH = "an option of LBFGS. arTuRO has none: it takes one step per gradient, 
 _CLIPPING = "a bound on gradients, not an option of arTuRO. Clip before the step, or not: its trust region bounds it."
 _MEMORY = "a format of another optimizer's state. arTuRO's is float32 or float64 (state_dtype). Leave it out."
 
+#: Other names of our own options. Doors that refuse an option of ours refuse its other names with the same advice.
+SYNONYMS = {
+    **dict.fromkeys(("learning_rate", "lrate"), "lr"),
+    **dict.fromkeys(("wd", "l2", "l2_weight"), "weight_decay"),
+}
+_SYNONYM = {
+    "lr": "another name of lr. Give lr instead (kl_bound to Arturo.paper).",
+    "weight_decay": "another name of weight_decay. Give weight_decay instead.",
+}
+
 #: What somebody used to another optimizer may give, and one sentence or two about it.
 HABITS: dict[str, str] = {
     **dict.fromkeys(("betas", "beta", "beta1", "beta2", "beta3", "beta2_decay", "adam_beta1", "adam_beta2"), _AVERAGES),
@@ -57,9 +67,8 @@ HABITS: dict[str, str] = {
     **dict.fromkeys(("tolerance_grad", "tolerance_change"), _SEARCH),
     **dict.fromkeys(("max_grad_norm", "clip_grad", "grad_clip", "max_norm", "percentile_clipping"), _CLIPPING),
     **dict.fromkeys(("optim_bits", "block_wise", "min_8bit_size", "is_paged"), _MEMORY),
-    **dict.fromkeys(("learning_rate", "lrate"), "another name of lr. Give lr instead."),
-    **dict.fromkeys(("wd", "l2", "l2_weight"), "another name of weight_decay. Give weight_decay instead."),
-    "minimize": "what arTuRO does unless maximize=True is given. Leave it out.",
+    **{name: _SYNONYM[ours] for name, ours in SYNONYMS.items()},
+    "minimize": "the reverse of arTuRO's maximize. For minimize=False give maximize=True; otherwise leave it out.",
 }
 
 
@@ -89,15 +98,15 @@ def explained(init: Callable[P, None]) -> Callable[P, None]:
 def check_group(group: Mapping[str, Any]) -> None:
     """Check a parameter group that is about to be added for options that would silently do nothing.
 
-    Those that are off (None, False) ask for nothing. ``momentum`` is the schedulers' own key: a group may bring the
-    value that one has written, as the groups of another ``Arturo`` do.
+    Those that are off (None, False; True of ``minimize``) ask for nothing. ``momentum`` is the schedulers' own key: a
+    group may bring the value that one has written, as the groups of another ``Arturo`` do.
 
     Raises:
         ValueError: the group has such an option.
         TypeError: its ``momentum`` is not a number.
     """
     names = [name for name in group if name in HABITS and name != MOMENTUM]
-    given = {name: group[name] for name in names if group[name] is not None and group[name] is not False}
+    given = {name: group[name] for name in names if group[name] is not None and group[name] is not (name == "minimize")}
     momentum = as_float(group.get(MOMENTUM, NO_MOMENTUM))
     if momentum is None:
         raise TypeError(f"Arturo: momentum={shown(group[MOMENTUM])} of a parameter group must be a number.")

@@ -154,10 +154,10 @@ def training_arguments(options: Options, optimizer: str, seed: int, steps: int) 
 
 def check(options: Options, data: TextData) -> None:
     """Raise an InputError, before anything is trained, for what a run would stumble over."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     import arturo_integrations.transformers  # noqa: F401
-    from recipes.text.trial import check_optimizer, check_schedule, load_model, optimizer_names
+    from recipes.text.trial import check_optimizer, check_schedule, check_tokens, load_model, optimizer_names
 
     names = [*command_line.TRAINER_NAMES, *optimizer_names()]
     steps = options.steps(len(data.parts["train"]))
@@ -168,6 +168,8 @@ def check(options: Options, data: TextData) -> None:
         named = "--optim-args" if optimizer == "arturo" and options.optim_args else f"--optimizers {optimizer}"
         check_optimizer(named, training_arguments(options, optimizer, options.seeds[0], steps))
     load_model(options.model, packaged.MINILM, lambda: AutoConfig.from_pretrained(weights(options)))
+    tokenizer = load_model(options.model, packaged.MINILM, lambda: AutoTokenizer.from_pretrained(weights(options)))
+    check_tokens("--max-length", options.max_length, tokenizer)
     try_folder(options.output, files=("metrics.json", "metrics.previous.json", "results.md", "curves.png"))
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, Union
 import torch
 
 from arturo_core import Arturo
-from arturo_core.habits import HABITS
+from arturo_core.habits import HABITS, SYNONYMS
 
 # Parameters of the constructor that must not be set from `optim_args`, and what to do instead.
 _REFUSED = {
@@ -130,6 +130,12 @@ def _split(optim_args: str | Mapping[str, Any] | None) -> dict[str, str]:
 
 def _refuse_habit(key: str, text: str) -> None:
     """Raises a ``ValueError`` that says what stands for an option of another optimizer."""
+    ours = SYNONYMS.get(key)
+    if ours in _REFUSED:
+        raise ValueError(
+            f"optim_args: {key}={_short(text)}: {key!r} is another name of {ours!r}, which cannot be set here; "
+            f"{_REFUSED[ours]}."
+        )
     if key in HABITS:
         raise ValueError(f"optim_args: {key}={_short(text)} is {HABITS[key]}")
 
