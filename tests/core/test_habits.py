@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from arturo_core import Arturo
-from arturo_core.habits import HABITS
+from arturo_core.habits import HABITS, SYNONYMS
 
 #: What torch's optimizers call their options, and Arturo does not.
 OF_TORCH = sorted(
@@ -64,6 +64,22 @@ def test_given_to_a_group(name: str) -> None:
 def test_what_is_off_asks_for_nothing() -> None:
     optimizer = Arturo([{"params": weights(), "fused": None, "foreach": False, "momentum": 0}])
     assert len(optimizer.param_groups) == 1
+
+
+def test_minimize_is_the_reverse_of_maximize() -> None:
+    with pytest.raises(TypeError, match="For minimize=False give maximize=True; otherwise leave it out"):
+        Arturo(weights(), minimize=False)
+    with pytest.raises(ValueError, match="For minimize=False give maximize=True"):
+        Arturo([{"params": weights(), "minimize": False}])
+    (group,) = Arturo([{"params": weights(), "minimize": True}]).param_groups
+    assert group["maximize"] is False
+
+
+def test_other_names_of_our_options_name_them() -> None:
+    own = inspect.signature(Arturo).parameters
+    for name, ours in SYNONYMS.items():
+        assert ours in own
+        assert f"Give {ours} instead" in HABITS[name]
 
 
 def test_all_that_was_given_is_named_and_long_values_are_cut() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
