@@ -12,7 +12,6 @@ metrics.json (after every run: an interruption loses at most one, see --resume),
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from recipes import hub
 from recipes.arguments import known
 from recipes.folders import try_folder
 from recipes.text import options as command_line
@@ -175,8 +175,7 @@ def check(options: Options, data: TextData) -> None:
 
 def compare(options: Options, console: Console) -> None:
     """Do every run that is not done yet, then write and show the results."""
-    if options.offline:  # before a Hugging Face library is imported: they read it once
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    hub.choose(options.offline)
     if options.threads:
         import torch
 

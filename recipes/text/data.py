@@ -59,7 +59,7 @@ def load(
     `datasets.save_to_disk`, or whatever `datasets.load_dataset` takes (with `config`). Data that come in one
     piece are stripped of copies and split with `split_seed`: at most a tenth (and `validation_size` rows)
     for validation, at most a fifth (and `test_size`) for testing. Data that come with a test or validation
-    part keep it, cut down, stratified, to the given size.
+    part keep it, cut down, stratified, to the given size. Rows whose text or label is missing or blank are left out.
     """
     if name in PACKAGED:
         source = PACKAGED[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import pytest
 
@@ -11,7 +12,7 @@ pytest.importorskip("lightning")
 import torch
 from limits import no_hang
 
-from recipes import finetune_causal_lm, finetune_text, lightning_image
+from recipes import finetune_causal_lm, finetune_text, hub, lightning_image
 from recipes.benchmarks import step_cost
 from recipes.benchmarks.quality import __main__ as quality
 from recipes.benchmarks.scaling import __main__ as scaling
@@ -102,6 +103,43 @@ def _nothing_is_trained(monkeypatch):
     monkeypatch.setattr("recipes.benchmarks.scaling.measure.measure", trains)
     with no_hang():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_hub_is_asked(monkeypatch):
+    """Hugging Face's libraries may be imported already, and ready to ask for half a minute."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize(
+    ("local", "found", "proxy", "expected"),
+    [
+        (True, True, None, "1"),
+        (False, True, None, None),
+        (False, False, None, "1"),
+        (False, False, "http://proxy:3128", None),
+    ],
+)
+def test_a_hub_that_cannot_be_reached_is_not_asked(local, found, proxy, expected, monkeypatch):
+    asked = []
+
+    def look_up(host, port):
+        asked.append(host)
+        if not found:
+            raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(hub, "getproxies", lambda: {"https": proxy} if proxy else {})
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example:8000/a")
+    monkeypatch.setenv(hub.OFFLINE, "")  # whatever it was comes back
+    monkeypatch.delenv(hub.OFFLINE)
+    hub.choose(local)
+    assert os.environ.get(hub.OFFLINE) == expected
+    assert asked == ([] if local or proxy else ["hub.example"])
+    monkeypatch.setenv(hub.OFFLINE, "0")
+    hub.choose(True)
+    assert os.environ[hub.OFFLINE] == "0"
 
 
 @pytest.fixture
