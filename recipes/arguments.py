@@ -81,6 +81,11 @@ def positive(text: str) -> int:
     return _whole(text, "a positive whole number", 1, LARGEST)
 
 
+def several(text: str) -> int:
+    """Tokens of a text: with one there is nothing to predict, and a classifier sees no word."""
+    return _whole(text, "a whole number of tokens", 2, LARGEST)
+
+
 def natural(text: str) -> int:
     return _whole(text, "a whole number", 0, LARGEST)
 
@@ -96,12 +101,25 @@ def path(text: str) -> Path:
 
 
 def rate(text: str) -> float:
-    """A learning rate: positive and finite."""
+    """Positive and finite: epochs, minutes."""
     return _number(text, "a positive, finite number", lambda value: value > 0)
 
 
+def learning_rate(text: str) -> float:
+    """What arTuRO takes: torch's optimizers take more, and no run survives it."""
+    return _number(text, f"a learning rate: give one {_rates()}", _is_rate)
+
+
+def decay(text: str) -> float:
+    """Weight decay, of arTuRO's range too."""
+    from arturo_core.options import LARGEST_DECAY  # here, as below: torch takes seconds to import
+
+    within = f"a weight decay: give 0 for none, or a positive number up to {LARGEST_DECAY:g}"
+    return _number(text, within, lambda value: 0 <= value <= LARGEST_DECAY)
+
+
 def amount(text: str) -> float:
-    """A number that may be 0: weight decay, a norm."""
+    """A number that may be 0: a norm."""
     return _number(text, "0 or a positive, finite number", lambda value: value >= 0)
 
 
@@ -127,8 +145,20 @@ def check_rates(rates: Mapping[str, float], optimizers: Sequence[str], option: s
         hint = nearest(strangers[0], optimizers)
         raise InputError(f"--lr-for names {', '.join(strangers)}, not among {option}{hint}")
     for name, lr in rates.items():
-        if not 0 < lr < math.inf:
-            raise InputError(f"--lr-for {name}={lr:g}: give a positive learning rate")
+        if not _is_rate(lr):
+            raise InputError(f"--lr-for {name}={lr:g}: give a positive learning rate {_rates()}")
+
+
+def _is_rate(value: float) -> bool:
+    from arturo_core.options import LARGEST_LR, STANDSTILL
+
+    return STANDSTILL <= value <= LARGEST_LR["rms"]
+
+
+def _rates() -> str:
+    from arturo_core.options import LARGEST_LR, STANDSTILL
+
+    return f"from {STANDSTILL:g} to {LARGEST_LR['rms']:g}"
 
 
 def _whole(text: str, what: str, least: int, most: int) -> int:

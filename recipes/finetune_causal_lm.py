@@ -15,7 +15,6 @@ checkpoints and, at the end, the model.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from arturo_integrations.metrics import arturo_metrics
+from recipes import hub
 from recipes.causal_lm import checkpoints, report
 from recipes.causal_lm import options as command_line
 from recipes.causal_lm.data import Order
@@ -36,8 +36,7 @@ from recipes.text.record import environment
 
 def train(options: Options, console: Console) -> None:
     """One run, or the rest of one, from options to report."""
-    if options.offline:  # before a Hugging Face library is imported: they read it once
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    hub.choose(options.offline)
     import torch
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin, set_seed

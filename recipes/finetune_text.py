@@ -12,7 +12,6 @@ metrics.json (after every run: an interruption loses at most one, see --resume),
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from recipes import hub
 from recipes.arguments import known
 from recipes.folders import try_folder
 from recipes.text import options as command_line
@@ -154,10 +154,10 @@ def training_arguments(options: Options, optimizer: str, seed: int, steps: int) 
 
 def check(options: Options, data: TextData) -> None:
     """Raise an InputError, before anything is trained, for what a run would stumble over."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     import arturo_integrations.transformers  # noqa: F401
-    from recipes.text.trial import check_optimizer, check_schedule, load_model, optimizer_names
+    from recipes.text.trial import check_optimizer, check_schedule, check_tokens, load_model, optimizer_names
 
     names = [*command_line.TRAINER_NAMES, *optimizer_names()]
     steps = options.steps(len(data.parts["train"]))
@@ -168,13 +168,14 @@ def check(options: Options, data: TextData) -> None:
         named = "--optim-args" if optimizer == "arturo" and options.optim_args else f"--optimizers {optimizer}"
         check_optimizer(named, training_arguments(options, optimizer, options.seeds[0], steps))
     load_model(options.model, packaged.MINILM, lambda: AutoConfig.from_pretrained(weights(options)))
+    tokenizer = load_model(options.model, packaged.MINILM, lambda: AutoTokenizer.from_pretrained(weights(options)))
+    check_tokens("--max-length", options.max_length, tokenizer)
     try_folder(options.output, files=("metrics.json", "metrics.previous.json", "results.md", "curves.png"))
 
 
 def compare(options: Options, console: Console) -> None:
     """Do every run that is not done yet, then write and show the results."""
-    if options.offline:  # before a Hugging Face library is imported: they read it once
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    hub.choose(options.offline)
     if options.threads:
         import torch
 

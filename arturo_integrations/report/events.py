@@ -74,6 +74,8 @@ def _add(event: Any, plugins: dict[str, str], log: Log) -> None:
         found = value.simple_value if value.HasField("simple_value") else _scalar(value, plugin)
         if found is not None:
             log.add(value.tag, event.step, found)
+        elif plugin == "scalars":
+            log.left_out.value(value.tag, "not one number")
 
 
 def _scalar(value: Any, plugin: str) -> float | None:

@@ -42,7 +42,9 @@ class RunLogs:
         source = self.sources[0]
         log = read(source.kind, source.path)
         notes = [*self.notes, *log.notes]
-        found = runs.sort(self.name, str(source.path), READERS[source.kind][0], log.columns, notes, optimizer)
+        found = runs.sort(
+            self.name, str(source.path), READERS[source.kind][0], log.columns, notes, optimizer, log.left_out.keys
+        )
         found.unread.extend((str(other.path), READERS[other.kind][0]) for other in self.sources[1:])
         return found
 

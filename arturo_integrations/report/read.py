@@ -11,11 +11,10 @@ from arturo_integrations.report.errors import ReportError
 from arturo_integrations.report.events import tensorboard
 from arturo_integrations.report.names import one_line, some
 from arturo_integrations.report.sources import BrokenJSON, TooDeep, decode, lines, whole
+from arturo_integrations.report.values import LeftOut, NoNumber, number, whole_step
 
 #: Names of the step in a record.
 STEP = ("step", "global_step")
-#: Steps beyond it are no whole numbers of float64 any more.
-LAST_STEP = 1 << 53
 
 
 class Log:
@@ -27,6 +26,7 @@ class Log:
     def __init__(self) -> None:
         self.columns: dict[str, dict[int, float]] = {}
         self.notes: list[str] = []
+        self.left_out = LeftOut()
 
     def add(self, key: str, step: int, value: float) -> None:
         self.columns.setdefault(one_line(key), {})[step] = value
@@ -40,28 +40,37 @@ class Log:
             else:
                 del self.columns[key]
 
-    def add_record(self, record: dict[str, Any]) -> bool:
-        """Every number of a record; False if it has no step."""
-        step = next((step for step in map(record.get, STEP) if step is not None), None)
-        at = None if isinstance(step, bool) else number(step)
-        if at is None or not at.is_integer() or abs(at) > LAST_STEP:
-            return False
+    def add_record(self, record: Any, place: str) -> None:
+        """Every number of a record. What is left out is counted: all of it if it is none, or has no step.
+
+        Args:
+            record: by name.
+            place: where it stands, for a note.
+        """
+        if not isinstance(record, dict):
+            self.left_out.record("null" if record is None else "no object of names and numbers", place)
+            return
+        name = next((name for name in STEP if record.get(name) is not None), None)
+        if name is None:
+            self.left_out.record(f'no "{STEP[0]}"', place)
+            return
+        try:
+            at = whole_step(record[name])
+        except NoNumber as error:
+            self.left_out.record(f'a "{name}" that is {error}', place)
+            return
         for key, value in record.items():
-            converted = number(value)
-            if key not in STEP and converted is not None:
-                self.add(key, int(at), converted)
-        return True
+            if key not in STEP:
+                try:
+                    self.add(key, at, number(value))
+                except NoNumber as error:
+                    self.left_out.value(key, str(error))
 
-
-def number(value: Any) -> float | None:
-    """A float from a number, a bool or a numeric text ("0.5", "NaN"); None from anything else, and from a whole number
-    too large for a float."""
-    if not isinstance(value, (int, float, str)):
-        return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return None
+    def check_steps(self, path: Path, records: int) -> None:
+        """Raise a ReportError if none of the records could be used."""
+        if records and self.left_out.records == records:
+            told = " ".join(self.left_out.notes(path.name))
+            raise ReportError(f'{path}: none of its {records} records has a whole number under "step". {told}')
 
 
 def trainer_state(path: Path, log: Log) -> None:
@@ -76,10 +85,11 @@ def trainer_state(path: Path, log: Log) -> None:
             "checkpoint's trainer_state.json instead."
         ) from error
     history = content.get("log_history") if isinstance(content, dict) else None
-    if not isinstance(history, list) or not all(isinstance(record, dict) for record in history):
+    if not isinstance(history, list):
         raise ReportError(f'{path} has no list "log_history": it is not a trainer_state.json of Hugging Face Trainer.')
-    for record in history:
-        log.add_record(record)
+    for place, record in enumerate(history, start=1):
+        log.add_record(record, f"number {place} of log_history")
+    log.check_steps(path, len(history))
 
 
 def csv_metrics(path: Path, log: Log) -> None:
@@ -95,15 +105,15 @@ def csv_metrics(path: Path, log: Log) -> None:
             if row.get(""):
                 raise ReportError(f"{path}, line {rows.line_num}: more cells than the first line has names.")
             filled = {key: cell for key, cell in row.items() if cell}
-            if filled and not log.add_record(filled):
-                log.notes.append(f"{path.name}, line {rows.line_num}: no whole-number step; left out.")
+            if filled:
+                log.add_record(filled, f"line {rows.line_num}")
     except csv.Error as error:
         raise ReportError(f"{path}, line {rows.line_num}: not a table of comma-separated values ({error}).") from error
 
 
 def json_lines(path: Path, log: Log) -> None:
     """A record a line: ``{"step": 10, "loss": 0.5, "arturo/eta": 2.1}``; a half-written last line is left out."""
-    without_step = records = 0
+    records = 0
     broken: tuple[int, BrokenJSON] | None = None
     for at, line in enumerate(lines(path), start=1):
         if not line.strip():
@@ -122,17 +132,14 @@ def json_lines(path: Path, log: Log) -> None:
                 f'{path}, line {at}: not a record {{"step": ..., "loss": ...}} but {line.strip()[:40]!r}.'
             )
         records += 1
-        without_step += not log.add_record(record)
+        log.add_record(record, f"line {at}")
     if broken is not None and not records:
         raise ReportError(f"{path}, line {broken[0]}: not JSON ({broken[1]}), and no record before it.")
     if broken is not None:
         log.notes.append(
             f"{path.name}: the last line ({broken[0]}) is half written and was left out: the run goes on, or stopped."
         )
-    if records and without_step == records:
-        raise ReportError(f'{path}: none of its {records} records has a whole number under "step".')
-    if without_step:
-        log.notes.append(f'{path.name}: {without_step} of {records} records have no "step" and were left out.')
+    log.check_steps(path, records)
 
 
 #: By the kind of a source (:mod:`find`): who writes it, in words, and its reader.
@@ -152,4 +159,5 @@ def read(kind: str, path: Path) -> Log:
     """
     log = Log()
     READERS[kind][1](path, log)
+    log.notes += log.left_out.notes(path.name)
     return log

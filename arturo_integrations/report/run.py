@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,13 +95,22 @@ class Run:
         return int(min(series.steps[0] for series in found)), int(max(series.steps[-1] for series in found))
 
 
-def sort(name: str, origin: str, kind: str, columns: Columns, notes: list[str], optimizer: int | None = None) -> Run:
+def sort(
+    name: str,
+    origin: str,
+    kind: str,
+    columns: Columns,
+    notes: list[str],
+    optimizer: int | None = None,
+    unusable: Collection[str] = (),
+) -> Run:
     """A run from the columns of its log.
 
     Args:
         name, origin, kind, notes: of the run, see :class:`Run`.
         columns: what was logged.
         optimizer: where several were logged (``arturo/<index>/<name>``), the one to show; by default the first.
+        unusable: keys with values that are no numbers; the notes say why.
 
     Raises:
         NothingLogged: none of the columns is one that the report shows.
@@ -110,10 +119,11 @@ def sort(name: str, origin: str, kind: str, columns: Columns, notes: list[str], 
     run = Run(one_line(name), one_line(origin), kind, {}, {}, {}, {}, {}, [one_line(note) for note in notes])
     ours = {key: prefix for key in columns if (prefix := _ARTURO.match(key)) is not None}
     shown = _choose_optimizer(run, [prefix[1] for prefix in ours.values()], optimizer)
+    nameless: list[str] = []
     for key, column in columns.items():
         if key in ours:
-            if ours[key][1] == shown:
-                _sort_ours(run, key[ours[key].end() :], column)
+            if ours[key][1] == shown and not _sort_ours(run, key[ours[key].end() :], column):
+                nameless.append(key)
         elif _VALIDATION_LOSS.fullmatch(key):
             run.validation[key] = Series.of(column)
         elif _LEARNING_RATE.fullmatch(key):
@@ -123,12 +133,20 @@ def sort(name: str, origin: str, kind: str, columns: Columns, notes: list[str], 
         run.loss[loss] = Series.of(columns[loss])
     if not run.all_series():
         held = some(sorted(columns)) or "no numbers at all"
+        left_out = f" {' '.join(run.notes[:3])}" if run.notes else ""
         raise NothingLogged(
             f"{origin}: nothing to show. Looked for keys that begin with {PREFIX!r}, a loss "
             f"({', '.join(TRAIN_LOSS[:3])}; eval_loss, val_loss, eval/loss) and a learning rate (learning_rate, lr, "
-            f"lr-...); found: {held}."
+            f"lr-...); found: {held}.{left_out}"
         )
-    if not run.numbers and not run.layers:
+    if nameless:
+        run.notes.append(f"Left out, since the name of a number is missing: {some(nameless)}.")
+    lost = [key for key in unusable if key not in ours and _ARTURO.match(key)]
+    if lost and not run.numbers and not run.layers:
+        run.notes.append(
+            f"No value of {some(lost)} is a number that can be shown: there are losses and learning rate only."
+        )
+    elif not ours:
         run.notes.append(
             f"No key of this log begins with {PREFIX!r}: it shows losses and learning rate only. Log "
             "arturo_integrations.metrics.arturo_metrics(optimizer) beside the loss to see what the optimizer did."
@@ -158,13 +176,16 @@ def _choose_optimizer(run: Run, indices: list[str | None], wanted: int | None) -
     return shown
 
 
-def _sort_ours(run: Run, name: str, column: Mapping[int, float]) -> None:
+def _sort_ours(run: Run, name: str, column: Mapping[int, float]) -> bool:
+    """Put a diagnostic in its place; False if its name is missing."""
     if name.startswith(LAYER):
         layer, _, number = name.removeprefix(LAYER).rpartition("/")  # names of layers may have slashes of their own
-        if layer and number:
-            run.layers.setdefault(layer, {})[number] = Series.of(column)
+        if not (layer and number):
+            return False
+        run.layers.setdefault(layer, {})[number] = Series.of(column)
     elif name:
         run.numbers[name] = Series.of(column)
+    return bool(name)
 
 
 def _model_order(layers: dict[str, dict[str, Series]]) -> dict[str, dict[str, Series]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from arturo_integrations.report.errors import ReportError
+from arturo_integrations.report.values import TOO_LARGE
 
 #: Characters of a line; a metrics.csv of a model with ten thousand layers has a few million.
 LONGEST_LINE = 1 << 26
@@ -104,21 +106,26 @@ def whole(path: Path) -> str:
 
 
 def decode(text: str) -> Any:
-    """A value from JSON. Whole numbers of more digits than any float has become None.
+    """A value from JSON. Numbers that no float holds become :data:`values.TOO_LARGE`.
 
     Raises:
         BrokenJSON: it is none.
     """
     try:
-        return json.loads(text, parse_int=_integer)
+        return json.loads(text, parse_int=_integer, parse_float=_float)
     except json.JSONDecodeError as error:
         raise BrokenJSON(str(error)) from error
     except RecursionError as error:
         raise TooDeep("lists or objects nested too deep") from error
 
 
-def _integer(digits: str) -> int | None:
-    return int(digits) if len(digits) <= MOST_DIGITS else None
+def _integer(digits: str) -> Any:
+    return int(digits) if len(digits) <= MOST_DIGITS else TOO_LARGE
+
+
+def _float(digits: str) -> Any:
+    value = float(digits)
+    return TOO_LARGE if math.isinf(value) else value
 
 
 class _Opened(io.RawIOBase):

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from recipes.arguments import nearest
-from recipes.text.data import check_file, missing, read_datasets, read_table
+from recipes.text.data import missing, read_datasets
 from recipes.text.errors import InputError
+from recipes.text.files import TABLES, TEXTS, check_file, check_letters, read_table, read_text
 from recipes.text.packaged import package_file
 
 HELD_OUT_SHARE = 0.05  # of the characters, for validation
@@ -58,32 +59,21 @@ def read(name: str, text_column: str = "text", config: str | None = None) -> dic
     suffix = path.suffix.lower()
     if name in PACKAGED:
         found = {"train": PACKAGED[name]()}
-    elif suffix in (".csv", ".tsv", ".json", ".jsonl"):
+    elif suffix in TABLES:
         check_file(path)
         found = {"train": column(read_table(path), text_column)}
-    elif suffix in (".txt", ".md", ".py") or os.path.isfile(path):
+    elif suffix in TEXTS or os.path.isfile(path):
         check_file(path)
         found = {"train": [read_text(path)]}
     else:
         parts = read_datasets(name, config, tuple(PACKAGED))
         found = {part: column(table, text_column) for part, table in parts.items() if part in ("train", "validation")}
+    for texts in found.values():
+        check_letters(name, texts)
     found = {part: [text for text in texts if text.strip()] for part, texts in found.items()}
     if not found.get("train"):
-        raise InputError(f"{name} has no text to train on")
+        raise InputError(f"{name} has no text to train on, blanks aside: give other data, or another --text-column")
     return found
-
-
-def read_text(path: Path) -> str:
-    """A text file. Of other encodings than UTF-8 only some letters would be left: an InputError."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8, for example by "
-            "iconv -f latin1 -t utf-8"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def column(table: Any, name: str) -> list[str]:

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.arguments import HelpFormatter, Parser, amount, path, positive, rate, seed, share
+from recipes.arguments import HelpFormatter, Parser, amount, decay, learning_rate, path, positive, seed, several, share
 from recipes.causal_lm.data import PACKAGED
 from recipes.causal_lm.model import SMALL
 from recipes.text.errors import InputError
+from recipes.text.files import check_columns
+from recipes.trial import try_optimizer
 
 # Options that say where, how and how far to run, and leave every step of the run alone.
 NOT_SETTINGS = ("output", "resume", "stop_after", "checkpoint_every", "keep", "against", "log_with", "accumulate")
@@ -69,7 +71,11 @@ class Options:
 
 
 def parse(argv: Sequence[str] | None = None) -> Options:
-    """Read the command line; `--help` prints what each option means."""
+    """Read the command line; `--help` prints what each option means.
+
+    Raises:
+        InputError: options without effect or that no optimizer takes.
+    """
     parser = Parser(
         prog="python -m recipes.finetune_causal_lm",
         description="Train or fine-tune a causal language model with arTuRO (or AdamW) through Accelerate. Without "
@@ -80,14 +86,18 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--model", default=SMALL, help=f"{SMALL} (from scratch, bytes), or a pretrained one: a hub name or a folder")
     add("--data", default="python", help=f"{', '.join(PACKAGED)}; a text, CSV or JSON(L) file; a `datasets` path")
     add("--data-config", help="configuration of a hub data set, such as wikitext-2-raw-v1 of Salesforce/wikitext")
-    add("--text-column", default="text", help="its name in CSV, JSON and `datasets`")
-    add("--block", type=positive, default=128, help="tokens of a training example")
+    add("--text-column", help="its name in CSV, JSON and `datasets`; text unless given")
+    add("--block", type=several, default=128, help="tokens of a training example")
     add = parser.add_argument_group("training").add_argument
     add("--optimizer", choices=("arturo", "adamw"), default="arturo", help="of torch for adamw")
-    add("--lr", type=rate, help=f"peak learning rate; 1e-3 for {SMALL} and 5e-5 for pretrained models unless given")
+    add(
+        "--lr",
+        type=learning_rate,
+        help=f"at its peak; 1e-3 for {SMALL} and 5e-5 for pretrained models unless given",
+    )
     add("--schedule", default="cosine", help="any of `transformers.get_scheduler`")
     add("--warmup", type=share, default=0.05, help="share of the steps over which the rate rises from 0")
-    add("--weight-decay", type=amount, default=0.0, help="decoupled, for all but biases and normalisation")
+    add("--weight-decay", type=decay, default=0.0, help="decoupled, for all but biases and normalisation")
     add("--max-grad-norm", type=amount, help="0 for no clipping; unless given, none for arturo and 1.0 for adamw")
     add("--steps", type=positive, default=300, help="optimizer steps")
     add("--batch-size", type=positive, default=16, help="blocks of an optimizer step, of all processes together")
@@ -104,10 +114,24 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--log-with", help="a tracker of Accelerate's, such as tensorboard or wandb")
     add("--output", type=path, default=Path("runs/finetune_causal_lm"), help="folder of results")
     given = vars(parser.parse_args(argv))
+    check_columns(given, PACKAGED)
+    given["text_column"] = given["text_column"] or "text"
     if given["lr"] is None:
         given["lr"] = 1e-3 if given["model"] == SMALL else 5e-5
     if given["max_grad_norm"] is None:  # arTuRO bounds its steps itself and models raw gradients
         given["max_grad_norm"] = 0.0 if given["optimizer"] == "arturo" else 1.0
     if given["eval_every"] is None:
         given["eval_every"] = -(-given["steps"] // 10)
-    return Options(**given)
+    options = Options(**given)
+    try_optimizer(f"--optimizer {options.optimizer}", lambda network: build(network.parameters(), options))
+    return options
+
+
+def build(params: Any, options: Options) -> Any:
+    """The optimizer of a command line."""
+    import torch
+
+    from arturo_core import Arturo
+
+    kind: Any = Arturo if options.optimizer == "arturo" else torch.optim.AdamW
+    return kind(params, lr=options.lr, weight_decay=options.weight_decay)

@@ -68,9 +68,9 @@ def load(name: str, given: Path | None, *, train_rows: int | None, validation_ro
     Raises:
         InputError: there are no such files there, they are of another kind, or there are fewer rows.
     """
-    whole, contents = _fashion(given) if name == "fashion-mnist" else _cifar(name, given)
+    whole, contents, place = _fashion(given) if name == "fashion-mnist" else _cifar(name, given)
     for part, (images, classes) in whole.items():
-        _check(name, part, images, classes)
+        _check(name, f"the {part} files in {place}", images, classes)
     rows = len(whole["train"][1])
     wanted = rows - validation_rows if train_rows is None else train_rows
     if wanted < 1 or validation_rows + wanted > rows:
@@ -89,7 +89,7 @@ def load(name: str, given: Path | None, *, train_rows: int | None, validation_ro
     return Images(name, parts, *mean_and_deviation(parts["train"][0]), sha256(contents))
 
 
-def _fashion(given: Path | None) -> tuple[dict[str, Part], list[bytes]]:
+def _fashion(given: Path | None) -> tuple[dict[str, Part], list[bytes], Path]:
     if given is None:
         place = fashion_mnist.folder()
     elif missing := [file for file in fashion_mnist.FILES.values() if not os.path.isfile(given / file)]:
@@ -100,27 +100,29 @@ def _fashion(given: Path | None) -> tuple[dict[str, Part], list[bytes]]:
     else:
         place = given
     contents = {what: read_bytes(place / file) for what, file in fashion_mnist.FILES.items()}
-    found = {what: fashion_mnist.read_idx(content) for what, content in contents.items()}
+    files = fashion_mnist.FILES
+    found = {what: fashion_mnist.read_idx(content, place / files[what]) for what, content in contents.items()}
     whole = {
         part: (found[f"{part} images"].unsqueeze(1), found[f"{part} classes"].long()) for part in ("train", "test")
     }
-    return whole, list(contents.values())
+    return whole, list(contents.values()), place
 
 
-def _cifar(name: str, given: Path | None) -> tuple[dict[str, Part], list[bytes]]:
+def _cifar(name: str, given: Path | None) -> tuple[dict[str, Part], list[bytes], Path]:
     if given is not None and not os.path.isdir(given):
         raise InputError(f"--data {given}: there is no such folder")
-    return cifar.read(name, cifar.folder(name, given))
+    place = cifar.folder(name, given)
+    return *cifar.read(name, place), place
 
 
-def _check(name: str, part: str, images: Tensor, classes: Tensor) -> None:
+def _check(name: str, files: str, images: Tensor, classes: Tensor) -> None:
     """Raise an InputError unless images and classes are those of the data set."""
     shape = SHAPES[name]
     sizes = (shape.channels, shape.side, shape.side)
     fits = images.shape[1:] == sizes and classes.shape == images.shape[:1] and len(classes) > 0
     if not fits or not 0 <= int(classes.min()) <= int(classes.max()) < shape.classes:
         raise InputError(
-            f"the {part} files are not {name}'s: images of {tuple(images.shape)}, classes of {tuple(classes.shape)}, "
+            f"{files} are not {name}'s: images of {tuple(images.shape)}, classes of {tuple(classes.shape)}, "
             f"where (rows, {', '.join(map(str, sizes))}) and (rows,) below {shape.classes} belong; get the data anew"
         )
 

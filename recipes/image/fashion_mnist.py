@@ -50,8 +50,12 @@ def folder() -> Path:
     )
 
 
-def read_idx(content: bytes) -> Tensor:
-    """The unsigned bytes of a gzip-compressed IDX file in the shape its header states."""
+def read_idx(content: bytes, path: Path) -> Tensor:
+    """The unsigned bytes of a gzip-compressed IDX file in the shape its header states.
+
+    Raises:
+        InputError: it is none; names the path it came from.
+    """
     try:
         raw = gzip.decompress(content)
     except (OSError, EOFError, zlib.error):
@@ -59,7 +63,7 @@ def read_idx(content: bytes) -> Tensor:
     header = 4 + 4 * raw[3] if raw[:3] == b"\x00\x00\x08" and len(raw) > 3 else 0
     shape = [int.from_bytes(raw[at : at + 4], "big") for at in range(4, header, 4)]
     if not header or len(raw) - header != prod(shape):
-        raise InputError("a file of Fashion-MNIST is not in the IDX format with unsigned bytes; get the data anew")
+        raise InputError(f"{path} is not in the IDX format with unsigned bytes, or cut off: get it anew ({FETCH})")
     return torch.frombuffer(bytearray(raw[header:]), dtype=torch.uint8).view(shape)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from recipes.arguments import (
     HelpFormatter,
     Parser,
-    amount,
     check_rates,
+    decay,
     known,
     listing,
     path,
@@ -26,6 +27,7 @@ from recipes.image import optimizers, published
 from recipes.image.data import SHAPES
 from recipes.image.networks import NETWORKS
 from recipes.text.errors import InputError
+from recipes.trial import try_optimizer
 
 #: The short protocol: two runs of it fit three minutes on two cores.
 SHORT_EPOCHS, SHORT_ROWS = 5, 12_000
@@ -92,7 +94,8 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     """Read the command line; `--help` prints what each option means.
 
     Raises:
-        InputError: options that contradict each other, or a task that nothing is published for.
+        InputError: options that contradict each other or that no optimizer takes, or a task that nothing is published
+            for.
     """
     parser = Parser(
         prog="python -m recipes.lightning_image",
@@ -121,7 +124,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         "known to us, at common defaults in both",
     )
     add("--lr-for", type=rate_for, action="append", default=[], metavar="OPTIMIZER=LR", help="another learning rate")
-    add("--weight-decay", type=amount, help="of every optimizer; unless given AdamW's default 0.01, 0 for the others")
+    add("--weight-decay", type=decay, help="of every optimizer; unless given AdamW's default 0.01, 0 for the others")
     add("--warmup", type=share, default=0.05, help="share of the steps over which lr rises, --setting default")
     add("--epochs", type=positive, help=f"{SHORT_EPOCHS} unless --full, which has 120 (CIFAR: 160)")
     add("--batch-size", type=positive, default=published.BATCH_SIZE, help="the published one")
@@ -146,7 +149,22 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     chosen = ALL_ROWS if full else given["train_rows"]
     given["train_rows"] = SHORT_ROWS if chosen is None else chosen or None
     given["epochs"] = published.EPOCHS[given["dataset"]] if full else given["epochs"] or SHORT_EPOCHS
-    return Options(**given)
+    options = Options(**given)
+    for name in options.optimizers:
+        try_optimizer(f"--optimizer {name}", partial(_build, options, name))
+    return options
+
+
+def _build(options: Options, name: str, network: Any) -> Any:
+    return optimizers.build(
+        network.parameters(),
+        name,
+        setting=options.setting,
+        dataset=options.dataset,
+        network=options.network,
+        lr=options.learning_rate(name),
+        weight_decay=options.weight_decay,
+    )
 
 
 def check(given: dict[str, Any], full: bool) -> None:

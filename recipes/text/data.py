@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from recipes.arguments import nearest
 from recipes.text.errors import InputError, reason
+from recipes.text.files import TABLES, check_file, check_letters, read_table
 from recipes.text.packaged import PACKAGED, Row, package_file, unique
 
 PARTS = ("train", "validation", "test")
@@ -59,7 +59,7 @@ def load(
     `datasets.save_to_disk`, or whatever `datasets.load_dataset` takes (with `config`). Data that come in one
     piece are stripped of copies and split with `split_seed`: at most a tenth (and `validation_size` rows)
     for validation, at most a fifth (and `test_size`) for testing. Data that come with a test or validation
-    part keep it, cut down, stratified, to the given size.
+    part keep it, cut down, stratified, to the given size. Rows whose text or label is missing or blank are left out.
     """
     if name in PACKAGED:
         source = PACKAGED[name]
@@ -68,13 +68,13 @@ def load(
     else:
         given = read_own(name, text_column, label_column, config)
         citation = "the user's own data"
-    dropped = 0
+    rows_read = sum(map(len, given.values()))
+    labels_read = classes_of(given)
     if "all" in given:
-        everything = given["all"]
-        given = {"train": unique(everything)}
-        dropped = len(everything) - len(given["train"])
-    label_names = sorted({label for rows in given.values() for _, label in rows})
-    check_classes(name, label_names, sum(map(len, given.values())))
+        given = {"train": unique(given["all"])}
+    dropped = rows_read - sum(map(len, given.values()))
+    label_names = classes_of(given)
+    check_classes(name, labels_read, rows_read, label_names, dropped)
     number = {label: index for index, label in enumerate(label_names)}
     rows = {part: [(text, number[label]) for text, label in given[part]] for part in given}
     total = len(rows["train"])
@@ -87,24 +87,50 @@ def load(
             rows[part], rows["train"] = take(rows["train"], size, split_seed)
         if not rows[part]:
             raise InputError(
-                f"{name} leaves no rows for the {part} part: it has {total} rows of {len(label_names)} classes; give "
-                "data with more"
+                f"{name} leaves no rows for the {part} part: it has {counted(total, dropped)} of {len(label_names)} "
+                "classes; give data with more"
             )
     return TextData(name, citation, label_names, {part: rows[part] for part in PARTS}, dropped)
 
 
-def check_classes(name: str, label_names: list[str], rows: int) -> None:
-    """Raise an InputError unless rows fall into classes that can be learned."""
+def classes_of(parts: Mapping[str, list[Row]]) -> list[str]:
+    return sorted({label for rows in parts.values() for _, label in rows})
+
+
+def check_classes(name: str, labels_read: list[str], rows_read: int, label_names: list[str], dropped: int) -> None:
+    """Raise an InputError unless rows fall into classes that can be learned.
+
+    Args:
+        name: of the data.
+        labels_read, rows_read: what was there, copies of a text included.
+        label_names, dropped: the classes without copies, and the number of these.
+    """
+    rows = rows_read - dropped
     if not rows:
-        raise InputError(f"{name} has no row with a text and a label; see --text-column and --label-column")
+        raise InputError(
+            f"{name} has no row with a text and a label, blank ones aside: choose their columns with --text-column and "
+            "--label-column"
+        )
+    if len(labels_read) < 2:
+        raise InputError(
+            f"{name} has one class, {labels_read[0][:40]!r}, in all of its {rows_read} rows; classification needs at "
+            "least two: choose the column of classes with --label-column, or give data that have more"
+        )
     if len(label_names) < 2:
-        raise InputError(f"{name} has {len(label_names)} class(es); classification needs at least two")
+        raise InputError(
+            f"{name} has {rows} different text(s) in {rows_read} rows, and each counts once, with its most frequent "
+            "label: that leaves one class. Choose the column of texts with --text-column"
+        )
     if 2 * len(label_names) > rows:
         examples = ", ".join(repr(label[:20]) for label in label_names[:3])
         raise InputError(
-            f"{name} has {len(label_names)} classes ({examples}, …) in {rows} rows, fewer than two rows a class: "
-            "choose a column of classes with --label-column"
+            f"{name} has {len(label_names)} classes ({examples}, …) in {counted(rows, dropped)}, fewer than two rows a "
+            "class: choose a column of classes with --label-column"
         )
+
+
+def counted(rows: int, dropped: int) -> str:
+    return f"{rows} different texts (of {rows + dropped} rows)" if dropped else f"{rows} rows"
 
 
 def take(rows: list[tuple[str, int]], size: int, seed: int) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
@@ -145,45 +171,17 @@ def read_own(name: str, text_column: str | None, label_column: str | None, confi
     """The user's rows by part, or under "all" if they come in one piece."""
     path = Path(name)
     suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv", ".json", ".jsonl"):
+    if suffix in TABLES:
         check_file(path)
-        return {"all": to_rows(read_table(path), text_column, label_column)}
+        return {"all": to_rows(name, read_table(path), text_column, label_column)}
     tables = read_datasets(name, config)
-    parts = {part: to_rows(table, text_column, label_column) for part, table in tables.items()}
+    parts = {part: to_rows(name, table, text_column, label_column) for part, table in tables.items()}
     parts = {part: rows for part, rows in parts.items() if rows}
     if len(parts) == 1:
         return {"all": next(iter(parts.values()))}
     if "train" not in parts:
         raise InputError(f"{name} has no train part; its labelled parts are: {', '.join(parts) or 'none'}")
     return {part: parts[part] for part in PARTS if part in parts}
-
-
-def check_file(path: Path) -> None:
-    """Raise an InputError unless there is a file, which a pipe or a device is not."""
-    if not os.path.isfile(path):
-        raise InputError(f"no such file: {path}" if not os.path.lexists(path) else f"{path} is no file to read")
-
-
-def read_table(path: Path) -> Mapping[str, Iterable[Any]]:
-    """The columns of a CSV, TSV, JSON (a list of records) or JSONL file."""
-    import pandas
-
-    suffix = path.suffix.lower()
-    try:
-        if suffix in (".csv", ".tsv"):
-            frame = pandas.read_csv(path, sep="\t" if suffix == ".tsv" else ",")
-        else:
-            frame = pandas.read_json(path, lines=suffix == ".jsonl")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8, for example by "
-            "iconv -f latin1 -t utf-8"
-        ) from error
-    except pandas.errors.EmptyDataError as error:
-        raise InputError(f"{path} is empty: its first line has to name the columns") from error
-    except (ValueError, OSError, OverflowError, RecursionError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} cannot be read as {suffix[1:]}: {reason(error)}") from error
-    return {str(column): frame[column].tolist() for column in frame.columns}
 
 
 def read_datasets(
@@ -223,13 +221,17 @@ def named_columns(table: Any) -> dict[str, list[Any]]:
     return columns
 
 
-def to_rows(columns: Mapping[str, Iterable[Any]], text_column: str | None, label_column: str | None) -> list[Row]:
-    """(text, label) of every row that has both."""
+def to_rows(
+    name: str, columns: Mapping[str, Iterable[Any]], text_column: str | None, label_column: str | None
+) -> list[Row]:
+    """(text, label) of every row of the data `name` that has both."""
     of_texts = find_column(columns, text_column, TEXT_COLUMNS, "--text-column")
     of_labels = find_column(columns, label_column, LABEL_COLUMNS, "--label-column")
     if of_texts == of_labels:
         raise InputError(f"--text-column and --label-column are both {of_texts!r}: choose two columns")
     texts, labels = columns[of_texts], columns[of_labels]
+    for column in (texts, labels):
+        check_letters(name, map(str, column))
     return [
         (str(text), str(label))
         for text, label in zip(texts, labels, strict=True)
@@ -238,8 +240,8 @@ def to_rows(columns: Mapping[str, Iterable[Any]], text_column: str | None, label
 
 
 def missing(value: Any) -> bool:
-    """None, NaN (how pandas reads an empty field) or an empty string."""
-    return value is None or value != value or value == ""
+    """None, NaN (how pandas reads an empty field) or nothing but blanks."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def find_column(columns: Mapping[str, Any], wanted: str | None, usual: tuple[str, ...], option: str) -> str:

@@ -15,6 +15,8 @@ from recipes.arguments import (
     Parser,
     amount,
     check_rates,
+    decay,
+    learning_rate,
     listing,
     path,
     positive,
@@ -22,10 +24,12 @@ from recipes.arguments import (
     rate_for,
     seed,
     seed_listing,
+    several,
     share,
     threads,
 )
 from recipes.text.errors import InputError
+from recipes.text.files import check_columns
 from recipes.text.packaged import MINILM, PACKAGED
 
 # What a short name on the command line means to `transformers.TrainingArguments(optim=...)`.
@@ -122,7 +126,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--data-config", help="configuration of a hub data set, such as sst2 of nyu-mll/glue")
     add("--text-column", help="its name in your own data; guessed if it is a usual one")
     add("--label-column", help="its name in your own data; guessed if it is a usual one")
-    add("--max-length", type=positive, default=48, help="tokens; longer texts are cut")
+    add("--max-length", type=several, default=48, help="tokens; longer texts are cut")
     add("--validation-size", type=positive, default=500, help="rows, at most a tenth of the data")
     add("--test-size", type=positive, default=1000, help="rows, at most a fifth of the data")
     add("--split-seed", type=seed, default=0, help="seed of the split, the same for every run")
@@ -130,11 +134,11 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     add("--optimizers", type=listing, default="arturo,adamw", help="any of the Trainer's")
     add("--optim-args", help='options of arturo, such as "kl_rtol=1e-2,noise=fixed"')
     # The default had AdamW's best validation loss on trec6 among 1.5e-4, 3e-4, 6e-4 and 1e-3 (100 steps, seed 0).
-    add("--lr", type=rate, default=3e-4, help="learning rate of every optimizer")
+    add("--lr", type=learning_rate, default=3e-4, help="learning rate of every optimizer")
     add("--lr-for", type=rate_for, action="append", default=[], metavar="OPTIMIZER=LR", help="exception to --lr")
     add("--schedule", default="linear", help="any learning rate schedule of the Trainer")
     add("--warmup", type=share, default=0.1, help="share of the steps over which the rate rises from 0")
-    add("--weight-decay", type=amount, default=0.0, help="decoupled, for all but biases and normalisation")
+    add("--weight-decay", type=decay, default=0.0, help="decoupled, for all but biases and normalisation")
     clipping = "gradient clipping of all, 0 for none; unless given, none for arturo and the Trainer's 1.0 for others"
     add("--max-grad-norm", type=amount, help=clipping)
     add("--batch-size", type=positive, default=16, help="training rows of a step")
@@ -151,6 +155,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     given["lr_for"] = dict(given["lr_for"])
     try:
         check_rates(given["lr_for"], given["optimizers"], "--optimizers")
+        check_columns(given, PACKAGED)
     except InputError as error:
         parser.error(str(error))
     if given["optim_args"] and "arturo" not in given["optimizers"]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from recipes.arguments import known, nearest
 from recipes.text.errors import InputError, reason
+from recipes.trial import try_optimizer
 
 Loaded = TypeVar("Loaded")
 
@@ -45,11 +46,21 @@ def check_schedule(name: str, steps: int, warmup: int, by_step: bool = False) ->
 
     `by_step`: and needs nothing else after a step, such as a validation loss.
     """
-    import torch
-    from transformers import get_scheduler
     from transformers.trainer_utils import SchedulerType
 
-    known("--schedule", name, [one.value for one in SchedulerType])
+    names = [one.value for one in SchedulerType]
+    known("--schedule", name, names)
+    if (error := _schedule_error(name, steps, warmup, by_step)) is not None:
+        usable = [one for one in names if _schedule_error(one, steps, warmup, by_step) is None]
+        raise InputError(
+            f"--schedule {name} needs more than this recipe gives it ({reason(error)}): choose of {', '.join(usable)}"
+        ) from error
+
+
+def _schedule_error(name: str, steps: int, warmup: int, by_step: bool) -> Exception | None:
+    import torch
+    from transformers import get_scheduler
+
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
         schedule = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
@@ -57,23 +68,34 @@ def check_schedule(name: str, steps: int, warmup: int, by_step: bool = False) ->
         if by_step:
             schedule.step()
     except Exception as error:  # of any type: every schedule has its own needs
-        raise InputError(f"--schedule {name} needs more than this recipe gives it ({reason(error)})") from error
+        return error
+    return None
 
 
 def check_optimizer(option: str, arguments: Any) -> None:
-    """Raise an InputError unless the Trainer can build the optimizer of its arguments."""
-    import torch
+    """Raise an InputError unless the Trainer can build the optimizer of its arguments, as far as can be tried here.
+
+    Those of torch and arTuRO are built; of others only the package is looked for.
+    """
     from transformers import Trainer
 
-    from arturo_core import Arturo
-
-    network: Any = torch.nn.Linear(2, 2)
-    try:
+    def build(network: Any) -> Any:
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, network)
-        if kind is Arturo:
-            Arturo(network.parameters(), **settings)
-    except Exception as error:  # of any type: every package has its own
-        raise InputError(f"{option}: {reason(error, 600)}") from error
+        if not kind.__module__.startswith(("torch.", "arturo_core.")):
+            return kind
+        return kind(network.parameters(), **{**settings, "weight_decay": arguments.weight_decay})
+
+    try_optimizer(option, build)
+
+
+def check_tokens(option: str, wanted: int, tokenizer: Any) -> None:
+    """Raise an InputError unless texts keep a token of their own beside those that mark their ends."""
+    marks = tokenizer.num_special_tokens_to_add()
+    if wanted <= marks:
+        raise InputError(
+            f"{option} {wanted} leaves nothing of a text: the model puts {marks} tokens around it; give at least "
+            f"{marks + 1}"
+        )
 
 
 def check_tracker(name: str | None) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from arturo_core import Arturo, habits
-from arturo_core.habits import HABITS
+from arturo_core.habits import HABITS, SYNONYMS
 
 #: What torch's optimizers call their options, and Arturo does not.
 OF_TORCH = sorted(
@@ -159,6 +159,22 @@ def test_groups_that_sam_shares() -> None:
     """As its usual implementation does: its own options stand in the groups that it builds its base optimizer of."""
     optimizer = Arturo([{"params": weights(), "rho": 0.05, "adaptive": True}])
     assert optimizer.param_groups[0]["rho"] == 0.05
+
+
+def test_minimize_is_the_reverse_of_maximize() -> None:
+    with pytest.raises(TypeError, match="For minimize=False give maximize=True; otherwise leave it out"):
+        Arturo(weights(), minimize=False)
+    with pytest.raises(ValueError, match="For minimize=False give maximize=True"):
+        Arturo([{"params": weights(), "minimize": False}])
+    (group,) = Arturo([{"params": weights(), "minimize": True}]).param_groups
+    assert group["maximize"] is False
+
+
+def test_other_names_of_our_options_name_them() -> None:
+    own = inspect.signature(Arturo).parameters
+    for name, ours in SYNONYMS.items():
+        assert ours in own
+        assert f"Give {ours} instead" in HABITS[name]
 
 
 def test_all_that_was_given_is_named_and_long_values_are_cut() -> None:

@@ -150,7 +150,10 @@ def test_whole_numbers_of_five_thousand_digits_are_left_out(tmp_path):
     found = find.load(path)
     assert found.loss["loss"].values.tolist() == [0.5, 0.25]
     assert found.numbers["eta"].values.tolist() == [2.0, 3.0, 4.0]
-    assert found.notes == ['log.jsonl: 1 of 4 records have no "step" and were left out.']
+    assert found.notes == [
+        'log.jsonl: 1 record was left out: a "step" that is too large for a number of 64 bits (line 4).',
+        "log.jsonl: 1 value was left out: too large for a number of 64 bits (loss).",
+    ]
     state = {"global_step": 7, "log_history": [json.loads(line) for line in GOOD.splitlines()]}
     (tmp_path / "trainer_state.json").write_text(json.dumps(state).replace("7", DIGITS))
     assert find.load(tmp_path / "trainer_state.json").loss["loss"].last == 0.25

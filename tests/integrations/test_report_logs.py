@@ -147,7 +147,7 @@ def test_json_lines_are_read_with_their_notes(tmp_path):
     assert values(found.loss["loss"]) == logged(records, "loss")
     assert values(found.numbers["eta"]) == logged(records, "arturo/eta")
     assert len(values(found.numbers["eta"])) == 19  # the skipped step has none
-    assert found.notes == ['log.jsonl: 1 of 22 records have no "step" and were left out.']
+    assert found.notes == ['log.jsonl: 1 record was left out: no "step" (line 1).']
     assert values(find.load(path).loss["loss"]) == logged(records, "loss")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import pytest
 
@@ -11,7 +12,7 @@ pytest.importorskip("lightning")
 import torch
 from limits import no_hang
 
-from recipes import finetune_causal_lm, finetune_text, lightning_image
+from recipes import finetune_causal_lm, finetune_text, hub, lightning_image
 from recipes.benchmarks import step_cost
 from recipes.benchmarks.quality import __main__ as quality
 from recipes.benchmarks.scaling import __main__ as scaling
@@ -20,20 +21,23 @@ NOT_NUMBERS = ["nan", "abc", "", "\0", "1e400", "-inf", "-1", "9" * 5000]
 NOT_COUNTS = [*NOT_NUMBERS, "0", "0.5", "inf", "99999999999999999999"]
 NOT_RATES = [*NOT_NUMBERS, "0", "inf"]
 NOT_AMOUNTS = [*NOT_NUMBERS, "inf"]
+#: What arTuRO refuses, and with which no other optimizer learns.
+NOT_LEARNING_RATES = [*NOT_RATES, "1e-200", "1.1e6", "1e30", "1e300"]
+NOT_DECAYS = [*NOT_AMOUNTS, "1.1e6", "1e30", "1e300"]
 NOT_SHARES = [*NOT_AMOUNTS, "1", "2"]
 NOT_SEEDS = [*NOT_NUMBERS, "0.5", "inf", "4294967296"]
 
 #: Every option that takes a number, by recipe, and what it cannot take.
 NUMBERS = {
     finetune_text: {
-        "--lr": NOT_RATES,
+        "--lr": NOT_LEARNING_RATES,
         "--epochs": NOT_RATES,
         "--max-steps": NOT_COUNTS,
-        "--weight-decay": NOT_AMOUNTS,
+        "--weight-decay": NOT_DECAYS,
         "--max-grad-norm": NOT_AMOUNTS,
         "--warmup": NOT_SHARES,
         "--batch-size": NOT_COUNTS,
-        "--max-length": NOT_COUNTS,
+        "--max-length": [*NOT_COUNTS, "1"],
         "--validation-size": NOT_COUNTS,
         "--test-size": NOT_COUNTS,
         "--split-seed": NOT_SEEDS,
@@ -42,13 +46,13 @@ NUMBERS = {
         "--threads": NOT_COUNTS,
     },
     finetune_causal_lm: {
-        "--lr": NOT_RATES,
+        "--lr": NOT_LEARNING_RATES,
         "--steps": NOT_COUNTS,
-        "--weight-decay": NOT_AMOUNTS,
+        "--weight-decay": NOT_DECAYS,
         "--max-grad-norm": NOT_AMOUNTS,
         "--warmup": NOT_SHARES,
         "--batch-size": NOT_COUNTS,
-        "--block": NOT_COUNTS,
+        "--block": [*NOT_COUNTS, "1"],
         "--accumulate": NOT_COUNTS,
         "--seed": NOT_SEEDS,
         "--eval-every": NOT_COUNTS,
@@ -61,7 +65,7 @@ NUMBERS = {
         "--train-rows": NOT_COUNTS,
         "--validation-rows": NOT_COUNTS,
         "--split-seed": NOT_SEEDS,
-        "--weight-decay": NOT_AMOUNTS,
+        "--weight-decay": NOT_DECAYS,
         "--warmup": NOT_SHARES,
         "--epochs": NOT_COUNTS,
         "--batch-size": NOT_COUNTS,
@@ -99,6 +103,43 @@ def _nothing_is_trained(monkeypatch):
     monkeypatch.setattr("recipes.benchmarks.scaling.measure.measure", trains)
     with no_hang():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_hub_is_asked(monkeypatch):
+    """Hugging Face's libraries may be imported already, and ready to ask for half a minute."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize(
+    ("local", "found", "proxy", "expected"),
+    [
+        (True, True, None, "1"),
+        (False, True, None, None),
+        (False, False, None, "1"),
+        (False, False, "http://proxy:3128", None),
+    ],
+)
+def test_a_hub_that_cannot_be_reached_is_not_asked(local, found, proxy, expected, monkeypatch):
+    asked = []
+
+    def look_up(host, port):
+        asked.append(host)
+        if not found:
+            raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(hub, "getproxies", lambda: {"https": proxy} if proxy else {})
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example:8000/a")
+    monkeypatch.setenv(hub.OFFLINE, "")  # whatever it was comes back
+    monkeypatch.delenv(hub.OFFLINE)
+    hub.choose(local)
+    assert os.environ.get(hub.OFFLINE) == expected
+    assert asked == ([] if local or proxy else ["hub.example"])
+    monkeypatch.setenv(hub.OFFLINE, "0")
+    hub.choose(True)
+    assert os.environ[hub.OFFLINE] == "0"
 
 
 @pytest.fixture
@@ -165,6 +206,16 @@ def test_numbers_that_no_run_can_use(recipe, option, said):
         (finetune_text, ["--lr-for", "arturo"], "give OPTIMIZER=LR"),
         (finetune_text, ["--lr-for", "arturo=nan"], "--lr-for arturo=nan: give a positive learning rate"),
         (finetune_text, ["--lr-for", "arturo=inf"], "give a positive learning rate"),
+        (
+            finetune_text,
+            ["--lr-for", "adamw=1e300"],
+            "adamw=1e+300: give a positive learning rate from",
+        ),
+        (finetune_text, ["--text-column", "label"], "--text-column label says nothing about --data trec6"),
+        (finetune_text, ["--label-column", "x"], "--label-column x says nothing about --data trec6"),
+        (finetune_text, ["--data", "a.csv", "--data-config", "x"], "--data-config x says nothing about --data a.csv"),
+        (finetune_causal_lm, ["--text-column", "label"], "--text-column label says nothing about --data python"),
+        (finetune_causal_lm, ["--data", "a.TXT", "--text-column", "x"], "says nothing about --data a.TXT"),
         (finetune_text, ["--lr-for", "arturro=1"], "not among --optimizers; did you mean arturo?"),
         (finetune_text, ["--optimizers", ","], "need at least one entry"),
         (finetune_text, ["--output", ""], "an empty name"),
@@ -172,16 +223,20 @@ def test_numbers_that_no_run_can_use(recipe, option, said):
         (finetune_causal_lm, ["--optimizer", "lion"], "invalid choice: 'lion'"),
         (finetune_causal_lm, ["--schedule", "cosin"], "--schedule cosin: choose of"),
         (finetune_causal_lm, ["--schedule", "reduce_lr_on_plateau"], "needs more than this recipe gives it"),
+        (finetune_causal_lm, ["--schedule", "reduce_lr_on_plateau"], "): choose of linear, cosine, "),
         (finetune_causal_lm, ["--log-with", "tensorbord"], "did you mean tensorboard?"),
         (lightning_image, ["--optimizer", "adamww"], "choose of arturo, adamw, adam, sgd; did you mean adamw?"),
         (lightning_image, ["--lr", "1"], "unknown option --lr"),
         (lightning_image, ["--lr-for", "arturo=inf"], "give a positive learning rate"),
+        (lightning_image, ["--lr-for", "arturo=1e30"], "give a positive learning rate from 1e-100 to 1e+06"),
+        (lightning_image, ["--optimizer", "sgd", "--lr-for", "sgd=1e30"], "give a positive learning rate"),
         (step_cost, ["--optimizers", "Artur"], "did you mean Arturo?"),
         (step_cost, ["--optimizers", ","], "at least one entry"),
         (step_cost, ["--json", "/dev/null/a.json", "--rounds", "2"], "--json /dev/null cannot be written to"),
         (step_cost, ["--rounds", "1"], "--rounds must be at least 2"),
         (scaling, ["--set", "mffu=1"], "mffu is none of the assumptions"),
         (scaling, ["--records", "/dev/zero"], "/dev/zero is no file to read"),
+        (scaling, ["--records", "/dev/null"], "/dev/null is no file to read"),
         (scaling, ["--records", "absent"], "absent cannot be read"),
         (scaling, ["--out", "/dev/null/a"], "--out /dev/null/a cannot be written to"),
         (quality, ["--optimizers", "artur"], "did you mean arturo?"),
@@ -228,8 +283,21 @@ DATA = {
     "no bytes": (b"", "is empty: its first line has to name the columns"),
     "no rows": (b"text,label\n", "has no row with a text and a label"),
     "Latin-1": (f"text,label\n{ROWS}schön,good\n".encode("latin-1"), "is not UTF-8 (invalid start byte"),
-    "UTF-16": (f"text,label\n{ROWS}".encode("utf-16"), "is not UTF-8"),
-    "one class": (b"text,label\n" + b"".join(b"a %d,x\n" % number for number in range(60)), "needs at least two"),
+    "UTF-16 cut off": (f"text,label\n{ROWS}".encode("utf-16")[:-1], "begins with the mark of UTF-16 and is not"),
+    "UTF-16 without a mark": (
+        f"text,label\n{ROWS}".encode("utf-16-le"),
+        "without a mark by iconv -f utf-16le",
+    ),
+    "one class": (
+        b"text,label\n" + b"".join(b"a %d,x\n" % number for number in range(60)),
+        "one class, 'x', in all of its 60 rows; classification needs at least two: choose the column of classes with",
+    ),
+    "one text": (
+        b"text,label\n" + b"same,x\nsame,y\n" * 60,
+        "has 1 different text(s) in 120 rows, and each counts once, with its most frequent label: that leaves",
+    ),
+    "one text and label": (b"text,label\n" + b"same,x\n" * 60, "one class, 'x', in all of its 60 rows"),
+    "blank texts": (b"text,label\n" + b" ,x\n\t,y\n" * 60, "no row with a text and a label, blank ones aside: choose"),
     "a class a row": (
         b"text,label\n" + b"".join(b"a %d,%d\n" % (number, number) for number in range(60)),
         "has 60 classes ('0', '1', '10', …) in 60 rows, fewer than two rows a class: choose a column of classes",
@@ -237,9 +305,12 @@ DATA = {
     "two rows": (b"text,label\na,x\nb,y\n", "fewer than two rows a class"),
     "four rows": (b"text,label\na,x\nb,y\nc,x\nd,y\n", "leaves no rows for the test part: it has 4 rows"),
     "other columns": (b"txet,lable\na,x\n", "choose one of these with --text-column: txet, lable"),
-    "NULs": (b"\0" * 100, "choose one of these with --text-column"),
+    "NULs": (b"\0" * 100, "holds bytes of 0, which no text does"),
     "more cells": (b"text,label\na,b,c,d\n,,,,,\n", "cannot be read as csv"),
-    "an open quote": (b'text,label\n"a,b\n', "cannot be read as csv"),
+    "a longer row": (f"text,label\n{ROWS}a,b,c\n".encode(), "saw 3): put double quotes around a field with commas"),
+    "longer rows": (b"text,label\n" + b"1,a,x\n2,b,y\n" * 60, "line 2: 3 cell(s) where the first line names 2: put"),
+    "a shorter row": (f"text,label\n{ROWS}good\n".encode(), "line 122: 1 cell(s) where the first line names 2: put"),
+    "an open quote": (b'text,label\n"a,b\n', "quotes or line breaks, and close them"),
 }
 
 
@@ -280,9 +351,22 @@ def test_models_optimizers_and_schedules_are_tried_first(tmp_path, tiny, said):
         ("--optimizers", "arturo,adamww"): "--optimizers adamww: choose of adamw, ",
         ("--optimizers", "arturo,adamw_bnb_8bit"): "--optimizers adamw_bnb_8bit: ",
         ("--schedule", "cosin"): "did you mean cosine?",
-        ("--schedule", "cosine_with_min_lr"): "needs more than this recipe gives it",
+        ("--schedule", "cosine_with_min_lr"): "lr_scheduler_kwargs`): choose of linear, cosine, ",
         ("--optim-args", "kl_rtol=5"): "kl_rtol=5.0 must lie between 0 and 1",
         ("--optim-args", "kl_rtoll=1"): "Did you mean 'kl_rtol'?",
+        ("--optim-args", "kl_rtol=1e-9"): "error: --optim-args: kl_rtol=1e-09 is finer than the sums",
+        ("--optim-args", "init_covariance=1e300"): "init_covariance=1e+300 must be positive and lie in [1e-12, 1e+06]",
+        ("--optim-args", "kl_bound=1e300"): "lr=1e+300 must be at most 1e+12: it is the KL bound in nats",
+        ("--optim-args", "betas=(0.9,0.999)"): "error: --optim-args: betas=(0.9 is the decay rate",
+        (
+            "--optim-args",
+            "lr=1",
+        ): "error: --optim-args: lr=1: 'lr' cannot be set here; the Trainer schedules it, so set --lr",
+        ("--optim-args", "learning_rate=1"): "'learning_rate' is another name of 'lr', which cannot be set here",
+        ("--optim-args", "wd=1"): "it, so set --weight-decay.",
+        ("--optim-args", "maximize=true"): "--optim-args: maximize=True makes the loss larger",
+        ("--optim-args", "minimize=false"): "is the reverse of arTuRO's maximize. Recipes minimise: leave it out.",
+        ("--max-length", "2"): "the model puts 2 tokens around it; give at least 3",
         ("--optim-args", "x" * 1_000_000): "write for example",
         ("--model", "all-MiniLM-L6"): "did you mean all-MiniLM-L6-v2?",
         ("--model", tmp_path): "give all-MiniLM-L6-v2, a folder with a model, or a hub name",

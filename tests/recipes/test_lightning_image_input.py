@@ -143,10 +143,11 @@ def test_files_of_another_kind_are_refused(tmp_path, capsys):
     images, classes = (folder / fashion_mnist.FILES[f"test {what}"] for what in ("images", "classes"))
     whole = images.read_bytes()
     images.write_bytes(classes.read_bytes())
-    assert "the test files are not fashion-mnist's" in said(capsys, "--data", folder)
+    assert f"the test files in {folder} are not fashion-mnist's" in said(capsys, "--data", folder)
     for content in (whole[:2000], b"no archive at all", b""):
         images.write_bytes(content)
-        assert "get the data anew" in said(capsys, "--data", folder)
+        told = said(capsys, "--data", folder)
+        assert f"{images} is not in the IDX format with unsigned bytes, or cut off: get it anew" in told
     place = write_cifar(tmp_path / "cifar") / "cifar-10-batches-py"
     (place / "test_batch").write_bytes((place / "test_batch").read_bytes()[:1000])
     assert "test_batch is no batch of CIFAR" in said(capsys, "--dataset", "cifar10", "--data", place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,8 +120,8 @@ def test_incomplete_and_foreign_images_are_refused(monkeypatch, tmp_path):
     write_fashion(tmp_path, 30, 30)
     with pytest.raises(InputError, match="not complete"):
         fashion.fashion_mnist(tmp_path)
-    with pytest.raises(InputError, match="IDX"):
-        files.read_idx(gzip.compress(b"no images"))
+    with pytest.raises(InputError, match=r"^t10k is not in the IDX format"):
+        files.read_idx(gzip.compress(b"no images"), Path("t10k"))
 
 
 def test_fetching_unpacks_the_package(monkeypatch, tmp_path):

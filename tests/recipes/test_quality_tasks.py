@@ -218,8 +218,8 @@ def test_scores_of_texts_one_by_one(make, name):
 
 def test_scores_of_images_one_by_one(make, small_fashion):
     problem = make("fashion-cnn")
-    images = fashion.read_idx((small_fashion / fashion.FILES["train images"]).read_bytes())
-    classes = fashion.read_idx((small_fashion / fashion.FILES["train classes"]).read_bytes())
+    paths = [small_fashion / fashion.FILES[f"train {what}"] for what in ("images", "classes")]
+    images, classes = (fashion.read_idx(path.read_bytes(), path) for path in paths)
     scores = problem.evaluate("validation")
     problem.model.eval()
     losses = []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from recipes.causal_lm import data as causal
 from recipes.text import packaged
 from recipes.text.data import PARTS, load, majority, take
 from recipes.text.errors import InputError
@@ -106,6 +109,73 @@ def test_own_files(tmp_path, suffix):
     assert parts_are_disjoint(data)
     for part in PARTS:
         assert all(text.startswith(data.label_names[label]) for text, label in data.parts[part])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl"])
+def test_any_marked_unicode_holds_the_same_rows(tmp_path, suffix):
+    path = Path(write(tmp_path, suffix))
+    text = path.read_text().replace("good number 7", "schön \U0001f600")
+    path.write_text(text)
+    expected = load(str(path), text_column="body")
+    assert any("schön" in row for part in PARTS for row, _ in expected.parts[part])
+    for encoding in ("utf-16", "utf-32", "utf-8-sig"):
+        path.write_text(text, encoding=encoding)
+        assert load(str(path), text_column="body") == expected
+    for mark, encoding in ((codecs.BOM_UTF16_BE, "utf-16-be"), (codecs.BOM_UTF32_BE, "utf-32-be")):
+        path.write_bytes(mark + text.encode(encoding))
+        assert load(str(path), text_column="body") == expected
+    whole = tmp_path / "whole.txt"
+    whole.write_text(text, encoding="utf-16")
+    assert causal.read(str(whole)) == {"train": [text]}
+
+
+def test_labels_of_json_are_what_is_written(tmp_path):
+    (tmp_path / "own.json").write_text(
+        json.dumps(
+            [{"text": f"{label} {number}", "label": label} for label in ("007", "2020-01-01") for number in range(9)]
+        )
+    )
+    assert load(str(tmp_path / "own.json")).label_names == ["007", "2020-01-01"]
+    columns = {"text": [f"a {number}" for number in range(20)], "label": dict(enumerate([1, 2] * 10))}
+    (tmp_path / "own.json").write_text(json.dumps(columns))
+    assert load(str(tmp_path / "own.json")).label_names == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.json",
+            '[{"text": "a", "label": "x"}, {"text": "b\\ud800", "label": "y"}]',
+            r"a\.json, record 2: half of a",
+        ),
+        ("a.jsonl", '{"text": "a", "label": "\\udc00"}', r"a\.jsonl, record 1: half of a surrogate pair \('\\udc00'\)"),
+        ("a.jsonl", '{"text": "a", "label": "x"}\n{"text', r"\(line 2: Unterminated.*\): write one record a line, \{"),
+        ("a.jsonl", "[]\n3\n", r"\(something that is no record\): write one record a line"),
+        ("a.json", '{"text": "a", "label": "x"}', r"not one of columns of one length\): write one list of records"),
+        ("a.json", '{"text": ["a"], "label": []}', r"not one of columns of one length\): write one list of records"),
+        ("a.json", "[{}]", "has no record with a name in it: write one list of records"),
+        ("a.json", " ", "is empty: write one list of records"),
+        ("a.tsv", 'text\tlabel\na\tb\tc\n"', "put double quotes around a field with tabs"),
+    ],
+)
+def test_what_is_no_table_is_told_how_to_be_one(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message) as found:
+        load(str(tmp_path / name))
+    assert str(tmp_path / name) in str(found.value)
+    if "half of a" in message:
+        with pytest.raises(InputError, match="half of a surrogate pair"):
+            causal.read(str(tmp_path / name), "label" if name == "a.jsonl" else "text")
+
+
+def test_fields_of_any_length_and_with_line_breaks_are_read(tmp_path):
+    long = "x" * 200_000
+    rows = "".join(f'"good, {number}\nline",good\nbad {number},bad\n' for number in range(20))
+    (tmp_path / "own.csv").write_text(f"text,label\n{long},good\n{rows}")
+    texts = {text for part in load(str(tmp_path / "own.csv")).parts.values() for text, _ in part}
+    assert {long, "good, 3\nline", "bad 19"} <= texts
+    assert len(texts) == 41
 
 
 def test_a_saved_dataset_keeps_its_own_test_part_and_ignores_hidden_labels(tmp_path):

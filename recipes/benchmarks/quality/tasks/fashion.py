@@ -46,7 +46,7 @@ class Images:
 def fashion_mnist(place: Path) -> Images:
     """The files in the folder `place`, split."""
     contents = {what: (place / name).read_bytes() for what, name in FILES.items()}
-    read = {what: read_idx(content) for what, content in contents.items()}
+    read = {what: read_idx(content, place / FILES[what]) for what, content in contents.items()}
     images, classes = read["train images"], read["train classes"].long()
     if len(images) < TRAIN + VALIDATION or len(images) != len(classes):
         raise InputError(f"the Fashion-MNIST in {place} is not complete; get it anew: {files.FETCH}")
