@@ -11,25 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from arturo_core import (
-    agreement,
-    bookkeeping,
-    gathering,
-    habits,
-    learning_rate,
-    noticing,
-    preparing,
-    readings,
-    rehearsal,
-    sharding,
-    stepping,
-    transaction,
-)
-from arturo_core import diagnostics as reporting
+from arturo_core import habits
+from arturo_core.algorithm.forms import form_of
 from arturo_core.contexts import is_fake
-from arturo_core.kernels import compiled, eager, reference
-from arturo_core.kernels.chunks import Chunk, Source, chunks
-from arturo_core.layouts import check_caller, check_layout, check_step
+from arturo_core.distributed import agreement, sharding
+from arturo_core.distributed.reductions import Reduction
+from arturo_core.distributed.refusals import check_caller, check_layout, check_step
+from arturo_core.distributed.sharding import takes_part
+from arturo_core.kernels import select
 from arturo_core.options import (
     LARGEST_LR,
     PAPER,
@@ -39,11 +28,13 @@ from arturo_core.options import (
     make_options,
 )
 from arturo_core.persistence import Persistent
-from arturo_core.reductions import Reduction
-from arturo_core.sharding import takes_part
+from arturo_core.reporting import diagnostics as reporting
+from arturo_core.reporting import noticing, readings
 from arturo_core.state import forget, holds
-from arturo_core.stepping import Step
-from arturo_core.transaction import Journal
+from arturo_core.step import bookkeeping, gathering, learning_rate, preparing, rehearsal, transaction
+from arturo_core.step.chunks import Chunk, Source, chunks
+from arturo_core.step.transaction import Journal
+from arturo_core.step.work import Step
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -52,10 +43,6 @@ else:
     # Command lines built from annotations resolve them; not every build of torch has torch.distributed.
     ProcessGroup = getattr(torch.distributed, "ProcessGroup", object)
     DeviceMesh = getattr(torch.distributed, "DeviceMesh", object)
-
-#: Elements of a chunk: eager temporaries stay in the cache of two cores; compiled loops want fewer, longer calls;
-#: an accelerator takes whole tensors.
-CHUNK = {"eager": 1 << 18, "compiled": 1 << 20, "accelerator": 1 << 30}
 
 
 class Arturo(Persistent):
@@ -82,7 +69,7 @@ class Arturo(Persistent):
         lr: with ``trust_region="rms"`` a learning rate in AdamW's units: the trust radius is an RMS step of
             0.35·lr, weighted by precision: ½ Σ λδ² ≤ ½ Σ λ(0.35·lr)². With "adaptive" noise it is longer where
             gradients agree (lr × the RMS of ĝ/(sσ), if that is more), and bounded in proportion to the weights of
-            two and more dimensions (:mod:`arturo_core.weight_scale`): an lr whose peak asks for more counts as the
+            two and more dimensions (:mod:`arturo_core.step.weight_scale`): an lr whose peak asks for more counts as the
             largest that does not, and falls with its schedule. The peak is the largest lr of a step so far; an lr set
             back by hand goes on as the end of a schedule until :meth:`restart_schedule` is called.
             With "fixed" noise, whose precisions can spread over decades, the plain RMS of a step is at most 0.35·lr
@@ -336,7 +323,7 @@ class Arturo(Persistent):
 
         Raises:
             RuntimeError: a gradient is sparse; the optimizer was unpickled and has lost its ``process_group``; another
-                rank raises; an earlier step could not be finished (:class:`arturo_core.transaction.TornStep`).
+                rank raises; an earlier step could not be finished (:class:`arturo_core.step.transaction.TornStep`).
             ValueError, TypeError: an lr or weight decay was set that is negative, not finite or no number, or groups
                 differ in lr with ``trust_region="kl"``, or ranks differ in lr, options or groups, or a
                 parameter's shape or device is no longer that of its statistics.
@@ -347,7 +334,8 @@ class Arturo(Persistent):
         Whatever is raised, also from outside as by Ctrl-C, leaves nothing half done: weights, statistics and counters
         are as before the step, or, with more than a million weights, where the step had begun to write, as after it. An
         exception inside a pass of so large a model (unless ``compile=True``), or one that also stops the undoing,
-        raises :class:`arturo_core.transaction.TornStep`: then only a checkpoint helps, and every further step says so.
+        raises :class:`arturo_core.step.transaction.TornStep`: then only a checkpoint helps, and every further step says
+        so.
         """
         check_step(self.param_groups)
         noticing.before_step(self)
@@ -387,7 +375,7 @@ class Arturo(Persistent):
 
         def collect() -> None:
             sources[:] = gathering.gather(self.param_groups, self.state, moving, reduction, options)
-            work[:] = chunks(sources, self._chunk_size(home))
+            work[:] = chunks(sources, select.chunk_size(options, home))
 
         found = agreement.refusal(collect, reduction.distributed)
         if not sources and not reduction.distributed:
@@ -406,7 +394,7 @@ class Arturo(Persistent):
             empty=[source for source in sources if not source.theta.numel()],
             rates=rates,
             options=options,
-            passes=compiled.passes() if options.compile else eager,
+            passes=select.passes(options),
             ok=seen.ok
             * (
                 torch.isfinite(lr).all()
@@ -419,7 +407,7 @@ class Arturo(Persistent):
             reduction=reduction,
         )
         level = learning_rate.scalar(bookkeeping.first(self.param_groups)["level"], home)
-        attempts = [step, step, replace(step, passes=reference)]
+        attempts = [step, step, replace(step, passes=select.fallback())]
         held = sum(source.theta.numel() for source in sources)
         try:
             transaction.carry_out(
@@ -434,7 +422,7 @@ class Arturo(Persistent):
 
     def _take(self, step: Step, level: Tensor, journal: Journal) -> None:
         """All of a step that changes anything."""
-        outcome = stepping.take(step, level, journal)
+        outcome = form_of(self._options).step(step, level, journal)
         bookkeeping.after_step(self.param_groups, outcome.report.ok, outcome, step.rates, journal)
         self._report = outcome.report
 
@@ -459,11 +447,6 @@ class Arturo(Persistent):
     def _own_home(self) -> torch.device:
         devices = [param.device for param in preparing.taking_part(self.param_groups, self.state, self._options)]
         return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
-
-    def _chunk_size(self, home: torch.device) -> int:
-        if home.type != "cpu":
-            return CHUNK["accelerator"]
-        return CHUNK["compiled" if self._options.compile else "eager"]
 
     # -- reading -----------------------------------------------------------------------------------------------
 

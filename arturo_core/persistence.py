@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from arturo_core import bookkeeping, habits
+from arturo_core import habits
 from arturo_core.contexts import is_fake, lasting
-from arturo_core.diagnostics import Report
 from arturo_core.names import few, name_of
 from arturo_core.options import Options
-from arturo_core.rehearsal import aside
+from arturo_core.reporting.diagnostics import Report
 from arturo_core.state import check_saved, holds, restore
+from arturo_core.step import bookkeeping
+from arturo_core.step.rehearsal import aside
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -8,123 +8,25 @@ has a last dimension of 2.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from arturo_core.algorithm.form import StateTensor
+from arturo_core.algorithm.forms import form_of
 from arturo_core.contexts import is_fake, lasting
-from arturo_core.curvature import definite
-from arturo_core.options import CURVATURE_RANGE, Options, as_float
-from arturo_core.sharding import fits, real_view, runs, shard, shard_like, shard_of
+from arturo_core.distributed.sharding import fits, real_view, runs, shard, shard_like, shard_of
+from arturo_core.options import Options, as_float
 
 if TYPE_CHECKING:
     from typing import TypeGuard
 
 
-@dataclass(frozen=True)
-class StateTensor:
-    """One row of the table.
-
-    Attributes:
-        name: key in ``optimizer.state[p]``.
-        meaning: what it is, with symbol and unit, as the documentation prints it.
-        init: value before the first gradient, from the (real) parameter θ in the state's dtype.
-        scalar: 0-dimensional float32 instead of parameter-shaped.
-        least: the smallest value that a step can leave.
-        most: the largest; values are finite in any case.
-    """
-
-    name: str
-    meaning: str
-    init: Callable[[Tensor, Options], Tensor]
-    scalar: bool = False
-    least: float = -math.inf
-    most: float = math.inf
-
-
-def _constant(attribute: str) -> Callable[[Tensor, Options], Tensor]:
-    return lambda theta, options: torch.full_like(theta, getattr(options, attribute))
-
-
-def _zeros(theta: Tensor, options: Options) -> Tensor:
-    return torch.zeros_like(theta)
-
-
-def _ones(theta: Tensor, options: Options) -> Tensor:
-    return torch.ones_like(theta)
-
-
-def _initial_cov_hh(theta: Tensor, options: Options) -> Tensor:
-    c0 = options.init_covariance
-    return definite(c0 * (1.0 + theta * theta), c0 * theta, torch.full_like(theta, c0))
-
-
-_STEP = StateTensor("step", "steps that updated this parameter", _zeros, scalar=True, least=0.0, most=2.0**53)
-
-#: What no gradient below :data:`arturo_core.reductions.LARGEST_GRADIENT` leads ĝ to, and no learning rate D.
-_FAR = 1e20
-
-#: ``noise="fixed"``: the published algorithm in the centred form (design: ĝ = r + hθ, covariance of (ĝ, h)).
-FULL = (
-    _STEP,
-    StateTensor(
-        "precision",
-        "λ, precision of the Gaussian over the weight (1/weight²)",
-        lambda theta, options: torch.full_like(theta, 1.0 / options.init_variance),
-        least=1e-30,  # its floor is higher: gaussian.precision_floor
-    ),
-    # The first gradient is added when it comes: ĝ = g₁ + h0 θ.
-    StateTensor(
-        "gradient",
-        "ĝ, expected gradient at the current mean (gradient units)",
-        lambda theta, options: options.init_hessian * theta,
-    ),
-    StateTensor("hessian", "h, expected curvature (gradient units per weight unit)", _constant("init_hessian")),
-    StateTensor(
-        "cov_gg",
-        "variance of ĝ",
-        lambda theta, options: options.init_covariance * (1.0 + theta * theta),
-        least=0.0,
-    ),
-    StateTensor("cov_gh", "covariance of ĝ and h", lambda theta, options: options.init_covariance * theta),
-    StateTensor("cov_hh", "variance of h", _initial_cov_hh, least=0.0),
-)
-
-#: ``noise="adaptive"``: the self-calibrating compact form.
-COMPACT = (
-    _STEP,
-    StateTensor(
-        "gradient", "ĝ, expected gradient at the current mean (gradient units)", _zeros, least=-_FAR, most=_FAR
-    ),
-    StateTensor(
-        "variance", "variance of ĝ in units of R, the same for every element", _ones, scalar=True, least=0.0, most=1.0
-    ),
-    StateTensor("noise", "R, variance of the gradient's noise (gradient units²)", _zeros, least=0.0),
-    StateTensor(
-        "curvature",
-        "s = h/h0, curvature relative to its prior h0 = √R/ℓ (kept in [0.1, 10])",
-        _constant("init_hessian"),
-        # Narrower dtypes round the ends of the range.
-        least=0.99 * CURVATURE_RANGE[0],
-        most=1.01 * CURVATURE_RANGE[1],
-    ),
-    StateTensor(
-        "displacement",
-        "D, recent displacement, forgotten at the filter's rate (weight units)",
-        _zeros,
-        least=-_FAR,
-        most=_FAR,
-    ),
-)
-
-
 def table(options: Options) -> tuple[StateTensor, ...]:
     """The rows in use under these options."""
-    return FULL if options.noise == "fixed" else COMPACT
+    return form_of(options).rows
 
 
 def holds(held: Mapping[str, Any] | None, options: Options) -> TypeGuard[Mapping[str, Any]]:

@@ -49,7 +49,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed
 
-from arturo_core import Arturo, flat
+from arturo_core import Arturo
+from arturo_core.distributed import flat
 
 SUPPORTED = (
     "Supported are ZeRO stages 1, 2 and 3 over data (and sequence) parallel ranks alone, with any number of parameter "

@@ -20,7 +20,7 @@ from arturo_integrations import switch
 
 if TYPE_CHECKING:  # imported where there is an Arturo
     from arturo_core import Arturo
-    from arturo_core.layers import LayerWatch
+    from arturo_core.reporting.layers import LayerWatch
 
 #: A gradient whose norm has fallen by a larger share than this has been clipped; a smaller one is rounding.
 _ROUNDING = 1e-3
@@ -61,10 +61,11 @@ class ArturoMonitor(Callback):
     under ``ARTURO_MONITOR=0``.
 
     Args:
-        per_layer: also log ``arturo/layer/<layer>/<number>`` (:class:`arturo_core.layers.LayerWatch`; seven numbers a
+        per_layer: also log ``arturo/layer/<layer>/<number>`` (:class:`arturo_core.reporting.layers.LayerWatch`; seven
+        numbers a
             parameter) of the logged batch's first step, for which the weights are copied.
         advice: warn, once each, where the numbers of the logged steps speak against a setting
-            (:class:`arturo_core.advice.ArturoAdvice`), on rank zero.
+            (:class:`arturo_core.reporting.advice.ArturoAdvice`), on rank zero.
     """
 
     def __init__(self, per_layer: bool = False, advice: bool = True) -> None:
@@ -85,7 +86,7 @@ class ArturoMonitor(Callback):
             return
         self._watched = _arturos(trainer.optimizers)
         if self._watched and self.per_layer:
-            from arturo_core.layers import LayerWatch
+            from arturo_core.reporting.layers import LayerWatch
 
             if "deepspeed" in type(trainer.model).__module__:
                 raise ValueError(

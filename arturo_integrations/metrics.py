@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from arturo_core import Arturo
-from arturo_core.advice import Advisor, advise
-from arturo_core.layers import LayerWatch
+from arturo_core.reporting.advice import Advisor, advise
+from arturo_core.reporting.layers import LayerWatch
 from arturo_integrations.wrappers import find_arturo
 
 __all__ = ["PREFIX", "arturo_metrics", "find_arturo", "layer_metrics", "loggable", "reported"]
@@ -41,8 +41,9 @@ def arturo_metrics(
             (:func:`arturo_integrations.wrappers.find_arturo`).
         layers: a watch on the optimizer: if it was armed for this step, its numbers go in as well
             (:func:`layer_metrics`).
-        advice: warn, once each, where the numbers speak against a setting (:class:`arturo_core.advice.ArturoAdvice`).
-        clipped: whether clipping rescaled the gradients of this step, for the advice; None if that is not known.
+        advice: warn, once each, where the numbers speak against a setting
+        (:class:`arturo_core.reporting.advice.ArturoAdvice`). clipped: whether clipping rescaled the gradients of this
+        step, for the advice; None if that is not known.
 
     Returns:
         ``{"arturo/<name>": number}`` for every name in :meth:`arturo_core.Arturo.diagnostics` that has a finite value.
@@ -78,8 +79,8 @@ def layer_metrics(watch: LayerWatch) -> dict[str, float]:
     """The last watched step by layer, as a flat dictionary for a logger.
 
     Returns:
-        ``{"arturo/layer/<layer>/<number>": number}`` for every number of :meth:`arturo_core.layers.LayerWatch.numbers`
-        that is finite; empty before the first watched step.
+        ``{"arturo/layer/<layer>/<number>": number}`` for every number of
+        :meth:`arturo_core.reporting.layers.LayerWatch.numbers` that is finite; empty before the first watched step.
     """
     return {
         f"{PREFIX}layer/{layer}/{name}": value

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from arturo_core import Arturo
-from arturo_core.layers import LayerWatch
+from arturo_core.reporting.layers import LayerWatch
 from arturo_integrations.report.meanings import LAYER_MEANINGS, MEANINGS
 
 ROOT = Path(__file__).parent.parent

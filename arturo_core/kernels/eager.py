@@ -10,25 +10,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from arturo_core.curvature import (
-    COVARIANCE_LIMIT,
+from arturo_core.algorithm.compact import (
     CURVATURE_STEP,
     DECAY_REACH,
     MOVED,
-    NEGLIGIBLE,
     NEGLIGIBLE_NOISE,
     NOISE_FLOOR,
     CompactBelief,
-    FullBelief,
     Gains,
-    slack,
 )
-from arturo_core.gaussian import precision_floor
-from arturo_core.kernels.moving import move
+from arturo_core.algorithm.published import COVARIANCE_LIMIT, FullBelief, precision_floor, slack
+from arturo_core.algorithm.trust_region import TINY, SecularSums, Spectrum, unit_of
 from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
 from arturo_core.kernels.scratch import scratch
+from arturo_core.numerics import NEGLIGIBLE, move, wide_dtype
 from arturo_core.options import CURVATURE_RANGE, Options
-from arturo_core.trust_region import TINY, SecularSums, Spectrum, unit_of, wide_dtype
 
 #: Power of two that keeps e²/√S in range for every gradient that is allowed.
 _SURPRISE_UNIT = 2.0**-50
@@ -67,7 +63,6 @@ def compact_observe(
     theta: Tensor,
     grad: Tensor,
     belief: CompactBelief,
-    ok: Tensor,
     gains: Gains,
     terms: GroupTerms,
     options: Options,
@@ -82,7 +77,7 @@ def compact_observe(
         shift.clamp_(-1.0, 1.0).mul_(reach)
         gradient.addcmul_(torch.add(noise, NOISE_FLOOR, out=deviation).sqrt_(), shift)
         displacement.add_(shrink)
-    _observed_(innovation, grad, maximize).sub_(gradient).mul_(ok)
+    _observed_(innovation, grad, maximize).sub_(gradient).mul_(terms.ok)
     outside = 1.0 + gains.predicted
     scaled = torch.mul(innovation, torch.sqrt(gains.noise / outside), out=variance)
     torch.threshold_(noise.mul_(1.0 - gains.noise).addcmul_(scaled, scaled), NEGLIGIBLE_NOISE, 0.0)
@@ -157,7 +152,6 @@ def full_observe(
     precision: Tensor,
     belief: FullBelief,
     terms_of_dual: Spectrum,
-    ok: Tensor,
     first: Tensor,
     terms: GroupTerms,
     options: Options,
@@ -170,6 +164,7 @@ def full_observe(
         displacement = move(theta, torch.mul(mean, -terms.decay, out=innovation))
         _recentre_(belief, displacement, variance, scaled)
         mean = theta.to(precision.dtype)
+    ok = terms.ok
     drift = ok * options.process_noise
     drifted = torch.mul(mean, drift, out=scaled)
     cov_gh.add_(drifted)
@@ -242,7 +237,6 @@ def full_apply(
     precision: Tensor,
     belief: FullBelief,
     terms_of_dual: Spectrum,
-    ok: Tensor,
     eta_min: Tensor,
     t: Tensor,
     scale: Tensor,
@@ -256,7 +250,7 @@ def full_apply(
     kept = options.temperature + options.precision_momentum
     target = torch.mul(precision, options.precision_momentum / kept, out=weighted)
     target.add_(belief.hessian, alpha=1.0 / kept).add_(options.prior / kept).clamp_(min=precision_floor(options))
-    precision.lerp_(target, ok.to(precision.dtype))
+    precision.lerp_(target, terms.ok.to(precision.dtype))
     _recentre_(belief, step, gap, weighted)
     for values in (belief.gradient, belief.hessian, belief.cov_gh):
         _flush_(values)

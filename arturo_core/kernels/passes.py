@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
 
-from arturo_core.curvature import CompactBelief, FullBelief, Gains
+from arturo_core.algorithm.trust_region import SecularSums, Spectrum
 from arturo_core.options import Options
-from arturo_core.trust_region import SecularSums, Spectrum
+
+if TYPE_CHECKING:
+    from arturo_core.algorithm.compact import CompactBelief, Gains
+    from arturo_core.algorithm.published import FullBelief
 
 
 class GroupTerms(NamedTuple):
     """What a step needs of a parameter group; 0-dimensional tensors on the parameters' device.
 
     Attributes:
+        ok: 1, or 0 if the step is skipped.
         decay: lr × weight decay, zero when the step is skipped; None for none.
         length: ℓ, the length of the curvature prior (weight units); compact form only.
         weight: ω, weight of this group's precision in the KL metric, (lr_ref/lr)² with
             ``trust_region="rms"`` and 1 with "kl"; full form only.
     """
 
+    ok: Tensor
     decay: Tensor | None
     length: Tensor
     weight: Tensor
@@ -55,7 +60,7 @@ class FullObserved(NamedTuple):
 
 
 class Passes(Protocol):
-    """The six passes. All change their chunk's tensors in place; ``ok`` = 0 makes every one of them a no-op.
+    """The six passes. All change their chunk's tensors in place; ``terms.ok`` = 0 makes every one of them a no-op.
 
     Attributes:
         ATOMIC: whether an exception in a pass comes before its first write.
@@ -68,7 +73,6 @@ class Passes(Protocol):
         theta: Tensor,
         grad: Tensor,
         belief: CompactBelief,
-        ok: Tensor,
         gains: Gains,
         terms: GroupTerms,
         options: Options,
@@ -88,7 +92,6 @@ class Passes(Protocol):
         precision: Tensor,
         belief: FullBelief,
         terms_of_dual: Spectrum,
-        ok: Tensor,
         first: Tensor,
         terms: GroupTerms,
         options: Options,
@@ -113,7 +116,6 @@ class Passes(Protocol):
         precision: Tensor,
         belief: FullBelief,
         terms_of_dual: Spectrum,
-        ok: Tensor,
         eta_min: Tensor,
         t: Tensor,
         scale: Tensor,

@@ -7,27 +7,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from arturo_core.curvature import (
-    COVARIANCE_LIMIT,
+from arturo_core.algorithm.compact import (
     NEGLIGIBLE_NOISE,
     NOISE_FLOOR,
     CompactBelief,
-    FullBelief,
     Gains,
     compact_decay,
     compact_hessian,
     compact_recentre,
     compact_update,
-    flushed,
+)
+from arturo_core.algorithm.published import (
+    COVARIANCE_LIMIT,
+    FullBelief,
+    precision_floor,
     predict,
     recentre,
     update,
+    updated_precision,
 )
-from arturo_core.gaussian import precision_floor, updated_precision
-from arturo_core.kernels.moving import move
-from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
-from arturo_core.options import CURVATURE_RANGE, Options
-from arturo_core.trust_region import (
+from arturo_core.algorithm.trust_region import (
     SecularSums,
     Spectrum,
     primal,
@@ -35,8 +34,10 @@ from arturo_core.trust_region import (
     spectrum,
     surrogate,
     unit_of,
-    wide_sum,
 )
+from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
+from arturo_core.numerics import flushed, move, wide_sum
+from arturo_core.options import CURVATURE_RANGE, Options
 
 #: A pass writes before it has read everything, so an exception inside leaves its chunk half done.
 ATOMIC = False
@@ -57,7 +58,6 @@ def compact_observe(
     theta: Tensor,
     grad: Tensor,
     belief: CompactBelief,
-    ok: Tensor,
     gains: Gains,
     terms: GroupTerms,
     options: Options,
@@ -67,7 +67,7 @@ def compact_observe(
     if terms.decay is not None:
         displacement = move(theta, -terms.decay * theta.to(belief.gradient.dtype))
         moved = compact_decay(belief, displacement, gains.gradient, terms.length)
-    observed = _clean(grad, moved.gradient, ok, maximize)
+    observed = _clean(grad, moved.gradient, terms.ok, maximize)
     updated, surprise = compact_update(moved, observed, gains, terms.length, CURVATURE_RANGE)
     updated = updated._replace(noise=flushed(updated.noise, NEGLIGIBLE_NOISE))
     _store(belief, updated)
@@ -107,7 +107,6 @@ def full_observe(
     precision: Tensor,
     belief: FullBelief,
     terms_of_dual: Spectrum,
-    ok: Tensor,
     first: Tensor,
     terms: GroupTerms,
     options: Options,
@@ -118,12 +117,12 @@ def full_observe(
         displacement = move(theta, -terms.decay * theta.to(precision.dtype))
         moved = recentre(belief, displacement)
     mean = theta.to(precision.dtype)
-    observed = _clean(grad, moved.gradient, ok, maximize)
+    observed = _clean(grad, moved.gradient, terms.ok, maximize)
     # The first gradient is the filter's starting point: ĝ = g₁ + h0θ.
-    moved = moved._replace(gradient=moved.gradient + ok * first * observed)
+    moved = moved._replace(gradient=moved.gradient + terms.ok * first * observed)
     limit = COVARIANCE_LIMIT * max(options.process_noise, options.init_covariance)
-    predicted = predict(moved, mean, ok * options.process_noise, limit)
-    updated, surprise = update(predicted, observed, options.measurement_noise, ok)
+    predicted = predict(moved, mean, terms.ok * options.process_noise, limit)
+    updated, surprise = update(predicted, observed, options.measurement_noise, terms.ok)
     _store(belief, updated)
     slope, curvature = surrogate(updated.gradient, updated.hessian, mean, options.prior)
     raw = spectrum(slope, curvature, terms.weight * precision)
@@ -157,7 +156,6 @@ def full_apply(
     precision: Tensor,
     belief: FullBelief,
     terms_of_dual: Spectrum,
-    ok: Tensor,
     eta_min: Tensor,
     t: Tensor,
     scale: Tensor,
@@ -173,7 +171,7 @@ def full_apply(
         precision_floor(options),
     )
     # lerp is exact at both ends: a skipped step leaves the precision as it was, bit for bit.
-    precision.copy_(torch.lerp(precision, target, ok.to(precision.dtype)))
+    precision.copy_(torch.lerp(precision, target, terms.ok.to(precision.dtype)))
     moved = recentre(belief, displacement)
     gradient, hessian, cov_gh = (flushed(values) for values in (moved.gradient, moved.hessian, moved.cov_gh))
     _store(belief, moved._replace(gradient=gradient, hessian=hessian, cov_gh=cov_gh))

@@ -36,7 +36,7 @@ Diagnostics
     with another optimizer are left alone. ``ARTURO_MONITOR=0`` in the environment (or false, no, off) turns numbers
     and advice off.
     ``log_layers(trainer)`` adds what each layer does. Where the numbers speak against a setting, a warning says
-    once what to change (:mod:`arturo_core.advice`).
+    once what to change (:mod:`arturo_core.reporting.advice`).
 
 Several processes
     DDP, FSDP1 and FSDP2 (through ``fsdp_config`` or ``DistributedConfig(fsdp_size=...)``) need nothing else. For models

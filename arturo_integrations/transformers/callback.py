@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from arturo_core.layers import LayerWatch
+from arturo_core.reporting.layers import LayerWatch
 from arturo_integrations import switch
 from arturo_integrations.metrics import PREFIX, arturo_metrics, find_arturo, layer_metrics, reported
 from arturo_integrations.transformers import records
@@ -27,9 +27,11 @@ class ArturoDiagnosticsCallback(TrainerCallback):
     None and non-finite values are left out: neither JSON nor every reporter can hold them.
 
     Args:
-        per_layer: put ``arturo/layer/<layer>/<number>`` (:class:`arturo_core.layers.LayerWatch`) into the log history,
+        per_layer: put ``arturo/layer/<layer>/<number>`` (:class:`arturo_core.reporting.layers.LayerWatch`) into the log
+        history,
             and so into ``trainer_state.json``; not into reporters and the console, for there are seven a parameter.
-        advice: warn, once each, where the numbers speak against a setting (:class:`arturo_core.advice.Advisor`).
+        advice: warn, once each, where the numbers speak against a setting
+        (:class:`arturo_core.reporting.advice.Advisor`).
     """
 
     def __init__(self, per_layer: bool = False, advice: bool = True) -> None:

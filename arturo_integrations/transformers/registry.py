@@ -14,8 +14,8 @@ import transformers.trainer as hf_trainer
 from transformers import Trainer, TrainingArguments
 
 from arturo_core import Arturo
-from arturo_core.advice import advise
 from arturo_core.habits import HABITS
+from arturo_core.reporting.advice import advise
 from arturo_integrations import fsdp1
 from arturo_integrations.transformers.callback import ArturoDiagnosticsCallback
 from arturo_integrations.transformers.console import shorten

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from arturo_core import trust_region
+from arturo_core.algorithm import trust_region
 
 FOLDER = Path(__file__).parent.parent / "data" / "golden"
 FILES = sorted(path.stem for path in FOLDER.glob("*.npz"))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from arturo_core import Arturo
-from arturo_core.advice import Advisor, ArturoAdvice, advise
+from arturo_core.reporting.advice import Advisor, ArturoAdvice, advise
 
 
 def run(

@@ -17,9 +17,10 @@ from problems import assert_identical, build, every_mode, every_noise, gradients
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from arturo_core import Arturo, transaction
+from arturo_core import Arturo
 from arturo_core.kernels import eager
-from arturo_core.transaction import TornStep
+from arturo_core.step import transaction
+from arturo_core.step.transaction import TornStep
 
 
 class Fault(BaseException):
@@ -69,9 +70,9 @@ def whole_step(optimizer: Arturo) -> tuple[int, Any]:
 
 @pytest.fixture
 def _small_chunks(monkeypatch):
-    from arturo_core import optimizer
+    from arturo_core.kernels import select
 
-    monkeypatch.setitem(optimizer.CHUNK, "eager", 1 << 10)
+    monkeypatch.setitem(select.CHUNK, "eager", 1 << 10)
 
 
 @pytest.mark.usefixtures("_small_chunks")

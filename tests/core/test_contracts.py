@@ -269,7 +269,7 @@ def test_a_lr_that_cannot_be_is_refused_before_anything_changes(options, steps, 
 def test_a_lr_that_only_the_device_knows_skips_the_step(options, steps, lr, monkeypatch):
     """On an accelerator the host does not look at a tensor lr; the step itself has to be harmless."""
     params, optimizer = trained({**options, "weight_decay": 0.1}, steps=steps)
-    monkeypatch.setattr("arturo_core.learning_rate.known", lambda lr: not isinstance(lr, torch.Tensor))
+    monkeypatch.setattr("arturo_core.step.learning_rate.known", lambda lr: not isinstance(lr, torch.Tensor))
     optimizer.param_groups[0]["lr"] = torch.tensor(lr)
     before = weights(optimizer)
     before = [weight.clone() for weight in before]
@@ -285,7 +285,7 @@ def test_a_lr_that_only_the_device_knows_skips_the_step(options, steps, lr, monk
 
 @every_noise
 def test_a_group_whose_zero_lr_only_the_device_knows_stands_still(options, monkeypatch):
-    monkeypatch.setattr("arturo_core.learning_rate.known", lambda lr: not isinstance(lr, torch.Tensor))
+    monkeypatch.setattr("arturo_core.step.learning_rate.known", lambda lr: not isinstance(lr, torch.Tensor))
     params = parameters()
     groups = [{"params": params[:1], "lr": torch.tensor(1e-2)}, {"params": params[1:], "lr": torch.tensor(0.0)}]
     optimizer = Arturo(groups, noise=options["noise"], weight_decay=0.1)

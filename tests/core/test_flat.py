@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from arturo_core import Arturo, flat
+from arturo_core import Arturo
+from arturo_core.distributed import flat
 
 SHAPES = [(6, 4), (5,), (3, 2, 2)]
 #: Where the parameters are in the vector: padding before, between and after them, none between the last two.

@@ -8,7 +8,7 @@ from problems import assert_identical, every_mode, gradients, snapshot
 from torch.nn import Parameter
 
 from arturo_core import Arturo
-from arturo_core.layers import LayerWatch
+from arturo_core.reporting.layers import LayerWatch
 
 
 def _frozen(tensor: torch.Tensor) -> Parameter:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from problems import PASSES as MODES
 
-from arturo_core import Arturo, optimizer
-from arturo_core.kernels import compiled, eager, reference
+from arturo_core import Arturo
+from arturo_core.kernels import compiled, eager, reference, select
 
 #: Of weights and, relative to the largest element, of state tensors.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-3, torch.bfloat16: 3e-2}
@@ -73,8 +73,8 @@ def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float, what: str
 
 def with_passes(passes: Any, monkeypatch: pytest.MonkeyPatch, *given: Any, chunk: int = 1 << 30) -> Arturo:
     with monkeypatch.context() as patched:
-        patched.setattr(optimizer, "eager", passes)
-        patched.setitem(optimizer.CHUNK, "eager", chunk)
+        patched.setattr(select, "eager", passes)
+        patched.setitem(select.CHUNK, "eager", chunk)
         return trained(*given)
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from problems import PASSES as MODES
 
-from arturo_core import Arturo, optimizer
-from arturo_core.kernels import compiled, eager, reference
+from arturo_core import Arturo
+from arturo_core.kernels import compiled, eager, reference, select
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
@@ -27,8 +27,8 @@ def parameters(dtype: torch.dtype) -> list[torch.nn.Parameter]:
 
 def run(passes: Any, mode: dict[str, Any], dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch) -> Arturo:
     """Twelve steps on a noisy quadratic with some negative curvature, one of them with a NaN."""
-    monkeypatch.setattr(optimizer, "eager", passes)
-    monkeypatch.setitem(optimizer.CHUNK, "eager", chunk)
+    monkeypatch.setattr(select, "eager", passes)
+    monkeypatch.setitem(select.CHUNK, "eager", chunk)
     params = parameters(dtype)
     half = len(params) // 2
     ours = Arturo([{"params": params[:half]}, {"params": params[half:]}], **mode)
@@ -83,7 +83,7 @@ def compare(found: Arturo, expected: Arturo, dtype: torch.dtype) -> None:
 
 
 def one_step(passes: Any, mode: dict[str, Any], start: Callable[[], Arturo], monkeypatch: pytest.MonkeyPatch) -> Arturo:
-    monkeypatch.setattr(optimizer, "eager", passes)
+    monkeypatch.setattr(select, "eager", passes)
     ours = start()
     ours.step()
     return ours
@@ -164,7 +164,7 @@ def test_every_pass_learns_the_displacement_from_the_rounded_weights(
 ) -> None:
     found = rounded_away(dtype, lambda ours: ours.step)
     through_compiler = rounded_away(dtype, lambda ours: ours.step, compile=True)
-    monkeypatch.setattr(optimizer, "eager", reference)
+    monkeypatch.setattr(select, "eager", reference)
     expected = rounded_away(dtype, lambda ours: ours.step)
     check_rounded_away(found, expected)
     check_rounded_away(through_compiler, expected)
@@ -174,7 +174,7 @@ def test_float32_weights_under_float64_statistics_round_too(monkeypatch: pytest.
     """A step of 1e-6 is far below the spacing of float32 numbers around 100."""
     options = {"state_dtype": torch.float64}
     through_compiler = rounded_away(torch.float32, _tiny, compile=True, **options)
-    monkeypatch.setattr(optimizer, "eager", reference)
+    monkeypatch.setattr(select, "eager", reference)
     check_rounded_away(through_compiler, rounded_away(torch.float32, _tiny, **options))
 
 

@@ -10,7 +10,7 @@ from problems import every_mode
 from torch import nn
 
 from arturo_core import Arturo
-from arturo_core.layers import LayerWatch
+from arturo_core.reporting.layers import LayerWatch
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:

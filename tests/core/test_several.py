@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from arturo_core import Arturo, several
-from arturo_core.advice import ArturoAdvice
+from arturo_core import Arturo
+from arturo_core.reporting import several
+from arturo_core.reporting.advice import ArturoAdvice
 
 SAID = "more than one Arturo that is alive holds parameters of one model"
 

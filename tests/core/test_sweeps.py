@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from arturo_core import Arturo
-from arturo_core.advice import Advisor, ArturoAdvice
-from arturo_core.sweeps import Rise
+from arturo_core.reporting.advice import Advisor, ArturoAdvice
+from arturo_core.reporting.sweeps import Rise
 
 SAID = "as in a learning-rate range test"
 

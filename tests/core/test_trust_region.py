@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
-from arturo_core import Arturo, trust_region
+from arturo_core import Arturo
+from arturo_core.algorithm import trust_region
 
 
 def solve(

@@ -9,10 +9,11 @@ import torch
 from problems import adaptive_bound
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from arturo_core import Arturo, learning_rate
+from arturo_core import Arturo
+from arturo_core.distributed.sharding import matrices
 from arturo_core.options import RADIUS_PER_SIGNAL
-from arturo_core.sharding import matrices
-from arturo_core.weight_scale import INITIAL_SHARE, RADIUS_PER_WEIGHT, sums
+from arturo_core.step import learning_rate
+from arturo_core.step.weight_scale import INITIAL_SHARE, RADIUS_PER_WEIGHT, sums
 
 #: RMS of ĝ/σ after one gradient, which agrees with itself: p = 1.03, ĝ = p/(1 + p)·g, σ² = g²/(1 + p).
 FIRST_SIGNAL = 1.03 / math.sqrt(2.03)

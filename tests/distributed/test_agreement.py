@@ -19,7 +19,8 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_module
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from arturo_core import Arturo, gathering
+from arturo_core import Arturo
+from arturo_core.step import gathering
 
 WORLD, STEPS = 4, 5
 KINDS = ("rms", "fixed")

@@ -16,7 +16,8 @@ from ranks import run
 from torch import distributed
 from torch.distributed.tensor.debug import CommDebugMode
 
-from arturo_core import Arturo, agreement
+from arturo_core import Arturo
+from arturo_core.distributed import agreement
 
 OPTIONS = MODES["rms"]
 

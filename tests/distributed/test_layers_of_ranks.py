@@ -13,7 +13,7 @@ from ranks import run
 from torch import distributed, nn
 
 from arturo_core import Arturo
-from arturo_core.layers import LayerWatch
+from arturo_core.reporting.layers import LayerWatch
 
 SPLIT = ("DDP-2", "FSDP2-2", "TP-2", "FSDP1-2")
 KINDS = ("rms", "fixed, rms")

@@ -38,7 +38,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, DistributedSampler
 
 from arturo_core import Arturo
-from arturo_core.sharding import local
+from arturo_core.distributed.sharding import local
 from arturo_integrations.lightning import ArturoMonitor, arturo_metrics, find_arturo, optimizer_for
 
 WORLD = 2

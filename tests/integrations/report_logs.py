@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from arturo_core import Arturo
-from arturo_core.layers import LayerWatch
+from arturo_core.reporting.layers import LayerWatch
 from arturo_integrations.metrics import arturo_metrics
 
 

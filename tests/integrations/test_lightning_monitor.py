@@ -19,8 +19,8 @@ from lightning_problem import BATCHES, OPTIONS, Module, fit, loader, squares
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from arturo_core import Arturo
-from arturo_core.advice import ArturoAdvice
-from arturo_core.layers import LayerWatch
+from arturo_core.reporting.advice import ArturoAdvice
+from arturo_core.reporting.layers import LayerWatch
 from arturo_integrations.lightning import ArturoMonitor, arturo_metrics
 from arturo_integrations.metrics import layer_metrics
 

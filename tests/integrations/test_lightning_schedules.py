@@ -20,7 +20,7 @@ from lightning.pytorch.tuner import Tuner
 from lightning_problem import BATCHES, OPTIONS, Module, batch, fit, loader, network, squares, trainer
 
 from arturo_core import Arturo
-from arturo_core.advice import ArturoAdvice
+from arturo_core.reporting.advice import ArturoAdvice
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*")
 

@@ -21,7 +21,7 @@ from lightning_problem import OPTIONS, differences, loader, network, squares
 from torch import distributed, nn
 
 from arturo_core import Arturo
-from arturo_core.layers import LayerWatch
+from arturo_core.reporting.layers import LayerWatch
 from arturo_integrations.lightning import arturo_metrics, find_arturo
 
 WRAPPERS = {

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from arturo_core import Arturo
-from arturo_core.advice import ArturoAdvice
-from arturo_core.layers import LayerWatch
+from arturo_core.reporting.advice import ArturoAdvice
+from arturo_core.reporting.layers import LayerWatch
 from arturo_integrations.metrics import arturo_metrics
 
 

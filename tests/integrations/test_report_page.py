@@ -24,7 +24,7 @@ from report_logs import block_names, layer_records, plain_run, write_lines
 from report_reading import SVG, assert_drawn, curve, read_page, ticks
 
 from arturo_core import Arturo
-from arturo_core.layers import LayerWatch
+from arturo_core.reporting.layers import LayerWatch
 from arturo_integrations.report import find, layers, style
 from arturo_integrations.report.__main__ import main
 from arturo_integrations.report.build import write_report

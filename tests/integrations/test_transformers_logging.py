@@ -18,7 +18,7 @@ from tiny_trainer import arturo_of, tiny_arguments, tiny_dataset, tiny_model, ti
 from transformers import Trainer, TrainerCallback
 
 from arturo_core import Arturo
-from arturo_core.advice import ArturoAdvice
+from arturo_core.reporting.advice import ArturoAdvice
 from arturo_integrations.metrics import loggable
 from arturo_integrations.transformers import ArturoDiagnosticsCallback, log_layers
 

@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from arturo_core import learning_rate, stepping, weight_scale
+from arturo_core.algorithm import compact
 from arturo_core.kernels import eager
+from arturo_core.step import learning_rate, weight_scale
 from recipes.benchmarks.quality import environment
 from recipes.benchmarks.quality import plan as planning
 from recipes.benchmarks.quality.optimizers import OPTIMIZERS, grid_lr
@@ -201,10 +202,10 @@ def test_estimate_of_what_is_left_counts_down_to_zero():
 @pytest.mark.parametrize(
     ("module", "constant"),
     [
-        (stepping, "NOISE_GAIN"),
-        (stepping, "RADIUS_PER_LR"),
-        (stepping, "RADIUS_PER_SIGNAL"),
-        (stepping, "DAMPING"),
+        (compact, "NOISE_GAIN"),
+        (compact, "RADIUS_PER_LR"),
+        (compact, "RADIUS_PER_SIGNAL"),
+        (compact, "DAMPING"),
         (weight_scale, "RADIUS_PER_WEIGHT"),
         (eager, "CURVATURE_STEP"),
         (learning_rate, "LENGTH_PER_LR"),

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from arturo_core import Arturo
 
-#: Beyond the models whose steps are undone after an exception (arturo_core.transaction), which costs copies.
+#: Beyond the models whose steps are undone after an exception (arturo_core.step.transaction), which costs copies.
 SIDE = 1100
 #: Write without reading what was there.
 OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_")

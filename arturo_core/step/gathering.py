@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from arturo_core import learning_rate, reductions, sharding, weight_scale
+from arturo_core.algorithm.forms import form_of
 from arturo_core.contexts import is_readable
-from arturo_core.kernels.chunks import Chunk, Source
+from arturo_core.distributed import reductions, sharding
+from arturo_core.distributed.reductions import Reduction
+from arturo_core.numerics import wide_dtype
 from arturo_core.options import Options
-from arturo_core.reductions import Reduction
 from arturo_core.state import holds, table
-from arturo_core.trust_region import wide_dtype
+from arturo_core.step import learning_rate, weight_scale
+from arturo_core.step.chunks import Chunk, Source
 
 Groups = Sequence[Mapping[str, Any]]
 State = Mapping[Tensor, Mapping[str, Any]]
@@ -87,7 +89,7 @@ def survey(
         reduction: over the ranks.
         options: of the optimizer.
         home: where scalars live.
-        refusal: why this rank cannot take the step (:func:`arturo_core.agreement.refusal`).
+        refusal: why this rank cannot take the step (:func:`arturo_core.distributed.agreement.refusal`).
 
     Raises:
         Exception: the refusal of this rank.
@@ -97,7 +99,7 @@ def survey(
     Where scalars live on an accelerator nothing is raised, for reading them would wait for it: the step is skipped on
     every rank, and whoever has refused raises after it.
     """
-    sized = options.noise == "adaptive" and options.trust_region == "rms"
+    sized = form_of(options).sized and options.trust_region == "rms"
     # As long on every rank, also where a learning rate of 0 on one of them alone leaves a group out there.
     shape = (len(reduction.layouts), len(groups) if sized else 0, 2)
     sizes = torch.zeros(shape, dtype=wide_dtype(home), device=home)

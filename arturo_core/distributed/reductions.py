@@ -1,9 +1,9 @@
 """Sums over all parameters: of every chunk, on every device, on every rank, and each element once.
 
-Sums are taken in steps: over the chunks of a layout (:mod:`arturo_core.sharding`) on this rank; over the ranks that
-hold other elements of that layout, one small all-reduce for each sharded dimension of a mesh; over the layouts; and,
-where there is a process group, over its ranks. Replicas are never summed, so replicated (DDP) parameters cost no
-collective.
+Sums are taken in steps: over the chunks of a layout (:mod:`~arturo_core.distributed.sharding`) on this rank; over the
+ranks that hold other elements of that layout, one small all-reduce for each sharded dimension of a mesh; over the
+layouts; and, where there is a process group, over its ranks. Replicas are never summed, so replicated (DDP) parameters
+cost no collective.
 
 What a rank has to tell all others (:meth:`Reduction.sum_and_tell`) goes along, and on to the replicas of a mesh: one
 further small all-reduce for each dimension along which nothing is sharded. What is reduced and in which order follows
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from arturo_core import fsdp1
-from arturo_core.sharding import Elsewhere, Layout, Mesh, is_plain, layout
-from arturo_core.trust_region import wide_dtype
+from arturo_core.distributed import fsdp1
+from arturo_core.distributed.sharding import Elsewhere, Layout, Mesh, is_plain, layout
+from arturo_core.numerics import wide_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

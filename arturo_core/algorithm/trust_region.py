@@ -23,6 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from arturo_core.numerics import wide_sum
+
 #: Evaluations of KL(t), each one pass over the parameters, after the first pass of a step.
 EVALUATIONS = 5
 
@@ -86,16 +88,6 @@ def secular_sums(terms: Spectrum, eta_min: Tensor | float, t: Tensor | float) ->
     moved = terms.slope / gap
     first = moved / gap
     return SecularSums(wide_sum(moved * moved), -2.0 * wide_sum(moved * first), 6.0 * wide_sum(first * first))
-
-
-def wide_sum(values: Tensor) -> Tensor:
-    """Sum in float64, so that 1 and 1e8 parameters are summed alike (float32 on devices that have no float64)."""
-    return torch.sum(values, dtype=wide_dtype(values.device))
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """Dtype of sums and of the dual on this device."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class Bracket(NamedTuple):

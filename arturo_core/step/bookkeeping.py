@@ -40,8 +40,9 @@ from arturo_core.options import (
     check_group,
     shown,
 )
-from arturo_core.stepping import GroupRates, Outcome
-from arturo_core.transaction import Journal
+from arturo_core.step.learning_rate import GroupRates
+from arturo_core.step.transaction import Journal
+from arturo_core.step.work import Outcome
 
 
 class _Entry(NamedTuple):

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from arturo_core.contexts import fake_mode_is_active, lasting
-from arturo_core.sharding import matrices
-from arturo_core.trust_region import wide_dtype
+from arturo_core.distributed.sharding import matrices
+from arturo_core.numerics import wide_dtype
 
 #: α, trust radius in units of what is above.
 RADIUS_PER_WEIGHT = 0.16

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from arturo_core.transaction import Journal
+    from arturo_core.step.transaction import Journal
 
 
 @dataclass

@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from arturo_core import bookkeeping, learning_rate, readings, sharding
+from arturo_core.algorithm.forms import form_of
+from arturo_core.distributed import sharding
+from arturo_core.distributed.reductions import Reduction
+from arturo_core.distributed.sharding import takes_part
+from arturo_core.numerics import wide_dtype
 from arturo_core.optimizer import Arturo
-from arturo_core.options import CURVATURE_RANGE
-from arturo_core.reductions import Reduction
-from arturo_core.sharding import takes_part
+from arturo_core.reporting import readings
 from arturo_core.state import holds, table
-from arturo_core.trust_region import wide_dtype
+from arturo_core.step import bookkeeping, learning_rate
 
 #: A weight's curvature has been learned where it is more than this away from its prior, relatively.
 LEARNED = 0.1
@@ -117,7 +119,7 @@ class LayerWatch:
 
     def _weights(self, param: Tensor) -> _Weights:
         theta = [run.clone() for run in sharding.runs(param, param)]
-        if self._optimizer._options.noise == "adaptive":
+        if form_of(self._optimizer._options).tied:
             return _Weights(theta, None)  # λ is tied to the curvature, and the same after the step
         held = self._optimizer.state.get(param)
         if held is not None and holds(held, self._optimizer._options):
@@ -161,7 +163,7 @@ class LayerWatch:
         for index, (theta, old) in enumerate(zip(sharding.runs(param, param), before.theta, strict=True)):
             run = {name: runs[index] for name, runs in shaped.items()}
             relative = readings.relative_curvature(run, options)
-            floor = 0.0 if options.noise == "fixed" else CURVATURE_RANGE[0]
+            floor = form_of(options).least_curvature
             precision = readings.precision(run, group, options) if before.precision is None else before.precision[index]
             wide = torch.promote_types(theta.dtype, relative.dtype)
             theta = theta.to(wide)

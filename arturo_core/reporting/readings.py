@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arturo_core import gaussian, learning_rate, sharding
-from arturo_core.curvature import CompactBelief, compact_hessian
+from arturo_core.algorithm.forms import form_of
+from arturo_core.distributed import sharding
 from arturo_core.options import Options
 from arturo_core.state import holds, table
+from arturo_core.step import learning_rate
 
 #: Elements looked at for the quantiles, evenly spaced through all parameters.
 SAMPLE = 1 << 18
@@ -19,16 +20,12 @@ SAMPLE = 1 << 18
 
 def precision(held: Mapping[str, Tensor], group: Mapping[str, Any], options: Options) -> Tensor:
     """λ of the weights whose state is given (1/weight²; a new tensor)."""
-    if options.noise == "fixed":
-        return held["precision"].clone()
-    belief = CompactBelief(*(held[name] for name in CompactBelief._fields))
-    curvature: Tensor = compact_hessian(belief, float(learning_rate.length(group, options))) + options.prior
-    return gaussian.tied_precision(curvature, options.temperature)
+    return form_of(options).precision(held, float(learning_rate.length(group, options)), options)
 
 
 def relative_curvature(held: Mapping[str, Tensor], options: Options) -> Tensor:
     """The curvature of the weights whose state is given, relative to its prior."""
-    return held["hessian"] / options.init_hessian if options.noise == "fixed" else held["curvature"]
+    return form_of(options).curvature(held, options)
 
 
 def half_spacing(groups: Sequence[Mapping[str, Any]]) -> float:

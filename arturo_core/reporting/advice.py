@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from arturo_core import readings, sweeps
 from arturo_core.optimizer import Arturo
+from arturo_core.reporting import readings, sweeps
 
 #: Share of skipped steps, and steps to judge it by.
 SKIPPED, ENOUGH = 0.05, 20

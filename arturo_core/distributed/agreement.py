@@ -1,7 +1,7 @@
 """What the ranks that hold parts of one model have to agree on before sums over them mean anything.
 
 At the first step that moves they compare what their optimizers were built with. Later steps compare in their survey
-(:mod:`arturo_core.gathering`) what may change: learning rates, and whether a rank refuses the step.
+(:mod:`arturo_core.step.gathering`) what may change: learning rates, and whether a rank refuses the step.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from arturo_core import learning_rate
 from arturo_core.options import Options
+from arturo_core.step import learning_rate
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -102,8 +102,8 @@ def refusal(check: Callable[[], Any], together: bool) -> Exception | None:
 
     Args:
         check: raises if the step cannot be taken here.
-        together: whether other ranks take part (:attr:`arturo_core.reductions.Reduction.distributed`). Then the error
-            is returned; the survey tells the other ranks of it.
+        together: whether other ranks take part (:attr:`~arturo_core.distributed.reductions.Reduction.distributed`).
+            Then the error is returned; the survey tells the other ranks of it.
     """
     if not together:
         check()

@@ -2,8 +2,8 @@
 
 DTensors (FSDP2, tensor and expert parallelism, and their products) say both themselves: along each dimension of their
 mesh they are sharded or replicated, and only ranks along the sharded ones hold different elements. FSDP1's shards say
-neither (:mod:`arturo_core.fsdp1`), nor do flat vectors (:mod:`arturo_core.flat`). Plain tensors are whole, and the same
-on every rank, unless there is a process group.
+neither (:mod:`arturo_core.distributed.fsdp1`), nor do flat vectors (:mod:`arturo_core.distributed.flat`). Plain tensors
+are whole, and the same on every rank, unless there is a process group.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from arturo_core import flat, fsdp1
+from arturo_core.distributed import flat, fsdp1
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

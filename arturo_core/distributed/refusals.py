@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arturo_core import flat, fsdp1
-from arturo_core.sharding import is_dtensor
+from arturo_core.distributed import flat, fsdp1
+from arturo_core.distributed.sharding import is_dtensor
 
 
 def check_parameter(param: Tensor, which: str) -> None:
@@ -125,7 +125,7 @@ def check_step(groups: Iterable[dict[str, Any]]) -> None:
     It exchanges an optimizer's parameters for flat partitions, and steps them group by group.
 
     Raises:
-        RuntimeError: a parameter is not declared in :mod:`arturo_core.flat`.
+        RuntimeError: a parameter is not declared in :mod:`arturo_core.distributed.flat`.
     """
     if "deepspeed" not in sys.modules or all(flat.is_declared(param) for group in groups for param in group["params"]):
         return

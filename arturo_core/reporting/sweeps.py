@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from arturo_core import learning_rate
 from arturo_core.options import as_float
+from arturo_core.step import learning_rate
 
 if TYPE_CHECKING:
     from arturo_core.optimizer import Arturo

@@ -8,15 +8,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from arturo_core.contexts import is_readable
+from arturo_core.numerics import wide_dtype
 from arturo_core.options import LENGTH_PER_LR, RADIUS_PER_LR, SHORTEST_LENGTH, STANDSTILL, Options, as_float
-from arturo_core.stepping import GroupRates
-from arturo_core.trust_region import wide_dtype
+
+
+@dataclass(frozen=True)
+class GroupRates:
+    """What a parameter group asks of this step: 0-dimensional tensors, wide, on the home device.
+
+    Attributes:
+        lr: learning rate, as far as the weights' size lets it count, or the KL bound in nats.
+        decay: lr × weight decay, at most 1 (which takes the whole weight away); None for none.
+        length: ℓ, weight units.
+        share: lr as a share of the group's largest so far.
+        peak: the group's largest lr so far, this step's included.
+        longest: ℓ to keep, or 0 where the weights' size has not been seen.
+        maximize: whether the gradients are of a gain instead of a loss.
+    """
+
+    lr: Tensor
+    decay: Tensor | None
+    length: Tensor
+    share: Tensor
+    peak: Tensor
+    longest: Tensor
+    maximize: bool
 
 
 def rates(

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from arturo_core import bookkeeping, learning_rate
-from arturo_core.layouts import check_gradient, check_layout, check_parameter
+from arturo_core.distributed.refusals import check_gradient, check_layout, check_parameter
+from arturo_core.distributed.sharding import takes_part
 from arturo_core.names import name_of
 from arturo_core.options import Options, check_group, check_tensor_lr, check_tolerance
-from arturo_core.sharding import takes_part
 from arturo_core.state import allocate, check_free, check_held, holds, state_dtype
+from arturo_core.step import bookkeeping, learning_rate
 
 Groups = Sequence[dict[str, Any]]
 State = MutableMapping[Tensor, Any]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arturo_core.trust_region import Multiplier
+from arturo_core.algorithm.trust_region import Multiplier
 
 #: Quantiles reported of precision and relative curvature.
 QUANTILES = (0.05, 0.5, 0.95)

@@ -2,7 +2,7 @@
 
 A flat vector has lost the shapes of what is in it, and parts of it may be padding; neither may change a step. Whoever
 makes the vector an optimizer's parameter declares what it was cut from. FSDP1 needs no declaration: its vectors can be
-asked (:mod:`arturo_core.fsdp1`).
+asked (:mod:`arturo_core.distributed.fsdp1`).
 """
 
 from __future__ import annotations

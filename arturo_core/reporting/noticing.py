@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from arturo_core import several, sweeps
+from arturo_core.reporting import several, sweeps
 
 if TYPE_CHECKING:
     from arturo_core.optimizer import Arturo
@@ -30,7 +30,7 @@ def before_step(optimizer: Arturo) -> None:
 
 
 def _say(found: list[str]) -> None:
-    from arturo_core.advice import ArturoAdvice, advise  # which reads optimizers, and so imports them
+    from arturo_core.reporting.advice import ArturoAdvice, advise  # which reads optimizers, and so imports them
 
     for text in found:
         try:

@@ -1,0 +1,79 @@
+"""What a form of the algorithm is made of, and what a step of it leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from arturo_core.options import Options
+
+if TYPE_CHECKING:
+    from arturo_core.step.transaction import Journal
+    from arturo_core.step.work import Outcome, Step
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """One row of the table.
+
+    Attributes:
+        name: key in ``optimizer.state[p]``.
+        meaning: what it is, with symbol and unit, as the documentation prints it.
+        init: value before the first gradient, from the (real) parameter θ in the state's dtype.
+        scalar: 0-dimensional float32 instead of parameter-shaped.
+        least: the smallest value that a step can leave.
+        most: the largest; values are finite in any case.
+    """
+
+    name: str
+    meaning: str
+    init: Callable[[Tensor, Options], Tensor]
+    scalar: bool = False
+    least: float = -math.inf
+    most: float = math.inf
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of the algorithm.
+
+    Attributes:
+        rows: the table of its state.
+        defaults: of the hyper-parameters that have a meaning in it.
+        sized: whether the weights' own size bounds a step where lr is in weight units.
+        tied: whether λ follows from the curvature, and is the same after a step as before it.
+        least_curvature: end of the range of the relative curvature.
+        step: takes one step, given the mean relative curvature of the last, and returns what is left to write.
+        precision: λ of weights (1/weight², a new tensor), from their state, ℓ of their group and the options.
+        curvature: of weights relative to its prior, from their state and the options.
+    """
+
+    rows: tuple[StateTensor, ...]
+    defaults: Mapping[str, float]
+    sized: bool
+    tied: bool
+    least_curvature: float
+    step: Callable[[Step, Tensor, Journal], Outcome]
+    precision: Callable[[Mapping[str, Tensor], float, Options], Tensor]
+    curvature: Callable[[Mapping[str, Tensor], Options], Tensor]
+
+
+def constant(attribute: str) -> Callable[[Tensor, Options], Tensor]:
+    """A row that begins with one of the options."""
+    return lambda theta, options: torch.full_like(theta, getattr(options, attribute))
+
+
+def zeros(theta: Tensor, options: Options) -> Tensor:
+    return torch.zeros_like(theta)
+
+
+def ones(theta: Tensor, options: Options) -> Tensor:
+    return torch.ones_like(theta)
+
+
+STEP = StateTensor("step", "steps that updated this parameter", zeros, scalar=True, least=0.0, most=2.0**53)

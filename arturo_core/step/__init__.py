@@ -1,0 +1,1 @@
+"""One step, from the parameters to what is written: plumbing without formulas."""
