@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from arturo_core.algorithm.form import StateTensor
+from arturo_core.algorithm.form import StateTensor, scalar_dtype
 from arturo_core.algorithm.forms import form_of
 from arturo_core.contexts import is_fake, lasting
 from arturo_core.distributed.sharding import fits, real_view, runs, shard, shard_like, shard_of
@@ -49,11 +49,14 @@ def allocate(param: Tensor, options: Options) -> dict[str, Tensor]:
     """The state of one parameter before its first gradient, sharded as the parameter is."""
     with lasting():
         theta = real_view(shard(param)).to(state_dtype(param, options))
-        scalar = torch.zeros((), dtype=torch.float32, device=param.device)
-        return {
-            row.name: row.init(scalar, options) if row.scalar else shard_like(param, row.init(theta, options))
-            for row in table(options)
-        }
+        found = {}
+        for row in table(options):
+            if row.scalar:
+                scalar = torch.zeros((), dtype=scalar_dtype(row, param.device), device=param.device)
+                found[row.name] = row.init(scalar, options)
+            else:
+                found[row.name] = shard_like(param, row.init(theta, options))
+        return found
 
 
 def restore(saved: Mapping[str, Any], param: Tensor, options: Options) -> dict[str, Any]:
@@ -62,13 +65,14 @@ def restore(saved: Mapping[str, Any], param: Tensor, options: Options) -> dict[s
     ``torch.optim.Optimizer`` would cast it to the parameter's dtype (float32 statistics of bfloat16 weights
     would lose 16 bits at every resume) and would alias the tensors of the dictionary it was given.
     """
+    saved = form_of(options).upgraded(saved)
     like = real_view(shard(param))
     dtype = state_dtype(param, options)
     restored: dict[str, Any] = {}
     for row in table(options):
         value = saved[row.name]
         if row.scalar:
-            restored[row.name] = torch.empty((), dtype=torch.float32, device=param.device)
+            restored[row.name] = torch.empty((), dtype=scalar_dtype(row, param.device), device=param.device)
             if isinstance(value, Tensor):
                 restored[row.name].copy_(value)
             else:
@@ -85,6 +89,7 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, options: Options) -> No
     Raises:
         ValueError: names or shapes differ from the table, or a value is none that a step could have left.
     """
+    saved = form_of(options).upgraded(saved)
     expected = _shapes(param, options)
     missing = sorted(expected.keys() - saved.keys())
     if missing:
@@ -118,7 +123,8 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, options: Options) -> No
     parts = {row.name: [saved[row.name]] if row.scalar else runs(saved[row.name], param) for row in table(options)}
     for row in table(options):
         for part in parts[row.name]:
-            _check_values(row, part, torch.float32 if row.scalar else state_dtype(param, options))
+            dtype = scalar_dtype(row, param.device) if row.scalar else state_dtype(param, options)
+            _check_values(row, part, dtype)
     if "cov_gh" in parts:
         for run in zip(parts["cov_gg"], parts["cov_gh"], parts["cov_hh"], strict=True):
             _check_definite(*run)

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from arturo_core.algorithm import trust_region
 from arturo_core.algorithm.form import STEP, Form, StateTensor, constant, ones, zeros
+from arturo_core.algorithm.older import of_version_0_1
 from arturo_core.distributed import reductions
+from arturo_core.numerics import flushed
 from arturo_core.options import (
     ADAPTIVE,
     CURVATURE_RANGE,
@@ -35,12 +37,11 @@ from arturo_core.reporting.diagnostics import Report
 from arturo_core.step.transaction import Journal
 from arturo_core.step.work import Outcome, Step, Writes
 
-#: Added to a noise variance before its root: below |g| ≈ 1e-18 a gradient counts as zero (float32 squares underflow).
+#: Least R: below |g| ≈ 1e-18 a gradient counts as zero (float32 squares underflow).
 NOISE_FLOOR = 1e-36
 
-
-#: Below this R counts as zero, beside the floor of a noise variance.
-NEGLIGIBLE_NOISE = 1e-37
+#: Largest |u|: where gradients do not vary R falls without end, and u must not leave float32.
+LARGEST_DIRECTION = 1e30
 
 #: Largest shift of ĝ that steady weight decay may lead to by re-centring, in units of √R. With 1 and more, the
 #: innovations that it causes enlarge R, R enlarges the shift, and both grow without limit.
@@ -55,7 +56,7 @@ MOVED = 1e-4
 
 
 class CompactBelief(NamedTuple):
-    """The self-calibrating belief; all parameter-shaped.
+    """The self-calibrating belief at the current mean; all parameter-shaped. It is kept as :class:`Kept`.
 
     With R as the unit of variance and diagonal process noise, the variance of ĝ is R times a scalar that
     follows the same Riccati recursion in every coordinate (:func:`riccati`), and the covariance of ĝ and h is
@@ -79,6 +80,61 @@ class Gains(NamedTuple):
     curvature: Tensor  # v, variance of log s
     predicted: Tensor  # p, predicted variance of ĝ in units of R (0 when the step is being skipped)
     level: Tensor  # logarithm of the mean of s at the last step (0 when the step is being skipped)
+    pending: Tensor  # f of the last step, whose re-centring is pending; 0 if none is
+    moved: Tensor  # fℓ of the last step (weight units), or 0
+
+
+class Kept(NamedTuple):
+    """The belief as the state keeps it, so that a step reads and writes little; all parameter-shaped.
+
+    A step without prior is θ ← θ − fℓu. It changes ĝ by the factor 1 − f, since hδ = −fĝ, and D by −fℓu: both wait for
+    the next step, which reads them anyway (:func:`unpacked`), and the step itself reads u and writes θ, nothing else.
+    """
+
+    direction: Tensor  # u = ĝ/(sσ)
+    deviation: Tensor  # σ = √R
+    curvature: Tensor  # s
+    displacement: Tensor  # D
+
+
+def unpacked(kept: Kept, pending: Tensor | float = 0.0, moved: Tensor | float = 0.0) -> CompactBelief:
+    """The belief at the current mean.
+
+    Args:
+        kept: as the last step left it.
+        pending: f of that step, if its re-centring is still to be done.
+        moved: fℓ of that step, weight units.
+    """
+    return CompactBelief(
+        gradient=(1.0 - pending) * kept.direction * kept.curvature * kept.deviation,
+        noise=kept.deviation * kept.deviation,
+        curvature=kept.curvature,
+        displacement=kept.displacement - moved * kept.direction,
+    )
+
+
+def packed(belief: CompactBelief) -> Kept:
+    """The belief in the form in which it is kept, nothing pending."""
+    deviation = torch.sqrt(torch.clamp(belief.noise, min=NOISE_FLOOR))
+    direction = flushed(belief.gradient) / (belief.curvature * deviation)
+    return Kept(
+        direction=torch.clamp(direction, -LARGEST_DIRECTION, LARGEST_DIRECTION),
+        deviation=deviation,
+        curvature=belief.curvature,
+        displacement=flushed(belief.displacement),
+    )
+
+
+def defers(theta: torch.dtype, state: torch.dtype, options: Options) -> bool:
+    """Whether the re-centring of a step may wait: not where rounding or a prior makes it another one than −fℓu."""
+    return theta == state and not options.prior
+
+
+def recentred(kept: Kept, displacement: Tensor, length: float | Tensor) -> Kept:
+    """Move the centre with the mean, θ → θ + δ, now: ĝ ← ĝ + hδ, so u ← u + δ/ℓ."""
+    return kept._replace(
+        direction=kept.direction + displacement / length, displacement=kept.displacement + displacement
+    )
 
 
 def compact_update(
@@ -111,7 +167,8 @@ def compact_update(
     """
     innovation = observed - belief.gradient
     noise = belief.noise + gains.noise * (innovation * innovation / (1.0 + gains.predicted) - belief.noise)
-    surprise = innovation / torch.sqrt(noise + NOISE_FLOOR)
+    noise = torch.clamp(noise, min=NOISE_FLOOR)
+    surprise = innovation / torch.sqrt(noise)
     moved = belief.displacement / length
     variance = 1.0 + gains.predicted + gains.curvature * moved * moved
     growth = torch.clamp(gains.curvature * moved * surprise / variance, -CURVATURE_STEP, CURVATURE_STEP)
@@ -129,7 +186,7 @@ def compact_update(
 
 def compact_hessian(belief: CompactBelief, length: float | Tensor) -> Tensor:
     """h = s √R / ℓ, positive (zero where no gradient has ever been seen; gradient units per weight unit)."""
-    return belief.curvature * torch.sqrt(belief.noise + NOISE_FLOOR) / length
+    return belief.curvature * torch.sqrt(belief.noise) / length
 
 
 def compact_decay(belief: CompactBelief, displacement: Tensor, gain: Tensor, length: float | Tensor) -> CompactBelief:
@@ -141,15 +198,7 @@ def compact_decay(belief: CompactBelief, displacement: Tensor, gain: Tensor, len
     reach = DECAY_REACH * gain
     shift = torch.maximum(torch.minimum(belief.curvature * displacement / length, reach), -reach)
     return belief._replace(
-        gradient=belief.gradient + shift * torch.sqrt(belief.noise + NOISE_FLOOR),
-        displacement=belief.displacement + displacement,
-    )
-
-
-def compact_recentre(belief: CompactBelief, displacement: Tensor, length: float | Tensor) -> CompactBelief:
-    """Move the centre with the mean, θ → θ + δ."""
-    return belief._replace(
-        gradient=belief.gradient + compact_hessian(belief, length) * displacement,
+        gradient=belief.gradient + shift * torch.sqrt(belief.noise),
         displacement=belief.displacement + displacement,
     )
 
@@ -179,20 +228,44 @@ def tied_precision(curvature: Tensor, temperature: float) -> Tensor:
     return (curvature / temperature).clamp(max=torch.finfo(curvature.dtype).max)
 
 
-#: What no gradient below :data:`arturo_core.distributed.reductions.LARGEST_GRADIENT` leads ĝ to, and no lr leads D to.
+#: What no learning rate leads D to.
 _FAR = 1e20
 
 #: Its state.
 ROWS = (
     STEP,
-    StateTensor("gradient", "ĝ, expected gradient at the current mean (gradient units)", zeros, least=-_FAR, most=_FAR),
+    StateTensor(
+        "direction",
+        "u = ĝ/(sσ), what a step follows: ĝ, expected gradient at the mean, in units of its noise and curvature",
+        zeros,
+        least=-1.01 * LARGEST_DIRECTION,
+        most=1.01 * LARGEST_DIRECTION,
+    ),
     StateTensor(
         "variance", "variance of ĝ in units of R, the same for every element", ones, scalar=True, least=0.0, most=1.0
     ),
-    StateTensor("noise", "R, variance of the gradient's noise (gradient units²)", zeros, least=0.0),
+    StateTensor(
+        "pending",
+        "f of the last step, until the next has re-centred ĝ and D",
+        zeros,
+        scalar=True,
+        wide=True,
+        least=0.0,
+        most=1.0,
+    ),
+    StateTensor(
+        "moved", "fℓ of the last step, likewise (weight units)", zeros, scalar=True, wide=True, least=0.0, most=_FAR
+    ),
+    StateTensor(
+        "deviation",
+        "σ = √R, standard deviation of the gradient's noise (gradient units)",
+        lambda theta, options: torch.full_like(theta, NOISE_FLOOR**0.5),
+        # Narrower dtypes round it.
+        least=0.99 * NOISE_FLOOR**0.5,
+    ),
     StateTensor(
         "curvature",
-        "s = h/h0, curvature relative to its prior h0 = √R/ℓ (kept in [0.1, 10])",
+        "s = h/h0, curvature relative to its prior h0 = σ/ℓ (kept in [0.1, 10])",
         constant("init_hessian"),
         # Narrower dtypes round the ends of the range.
         least=0.99 * CURVATURE_RANGE[0],
@@ -229,7 +302,7 @@ def step(work: Step, level: Tensor, journal: Journal) -> Outcome:
                 work.passes.compact_observe,
                 chunk.theta,
                 chunk.grad,
-                CompactBelief(*chunk.state),
+                Kept(*chunk.state),
                 gain,
                 terms,
                 options,
@@ -271,21 +344,22 @@ def step(work: Step, level: Tensor, journal: Journal) -> Outcome:
     factors = torch.where((ok > 0.0) & (part > 0.0), factor * part, 0.0)
     factor_of = dict(zip(work.rates, factors.unbind(), strict=True))
     for chunk, terms in zip(work.chunks, terms_of, strict=True):
-        belief = CompactBelief(*chunk.state)
+        kept = Kept(*chunk.state)
         chunk.change(
             journal,
             partial(
                 work.passes.compact_apply,
                 chunk.theta,
-                belief,
+                kept,
                 factor_of[chunk.group].to(terms.ok),
                 terms,
                 options,
             ),
-            (chunk.theta, belief.gradient, belief.displacement),
+            (chunk.theta, kept.direction, kept.displacement),
             work.passes.ATOMIC,
         )
         chunk.write_back(journal)
+    pending = _pending(work, factor_of)
     found = stiffness.sum() / deviation.sum()
     level = torch.where((ok > 0.0) & torch.isfinite(found) & (found > 0.0), found, level)
     # Known before the step is taken: reducing what it did would cost every step another collective.
@@ -294,8 +368,24 @@ def step(work: Step, level: Tensor, journal: Journal) -> Outcome:
     return Outcome(
         report=Report(multiplier, ok, surprise.sum(), squared_length, elements.sum()),
         level=level,
-        scalars=([*counters, *variances[0]], [*counts, *variances[1]]),
+        scalars=([*counters, *variances[0], *pending[0]], [*counts, *variances[1], *pending[1]]),
     )
+
+
+def _pending(work: Step, factor_of: Mapping[int, Tensor]) -> Writes:
+    """What of this step's re-centring the next one has to do, yet to be written; ``factor_of`` is f of every group."""
+    held: list[Tensor] = []
+    values: list[Tensor] = []
+    for source in work.sources:
+        factor = factor_of[source.group]
+        if not source.state or not defers(source.theta.dtype, source.state[0].dtype, work.options):
+            factor = torch.zeros_like(factor)
+        taken = work.ok_of[source.group] > 0.0
+        for name, value in (("pending", factor), ("moved", factor * work.rates[source.group].length)):
+            before = source.scalars[name]
+            held.append(before)
+            values.append(torch.where(taken, value, before.to(value)).to(before))
+    return held, values
 
 
 def _gains(work: Step, level: Tensor) -> tuple[list[Gains], Writes]:
@@ -322,6 +412,8 @@ def _gains(work: Step, level: Tensor) -> tuple[list[Gains], Writes]:
         torch.where(ok > 0.0, gain, 0.0),
         ok * torch.clamp(1.0 / (1.0 + ages), min=NOISE_GAIN),
         torch.where(ok > 0.0, predicted, 0.0),
+        column("pending"),
+        column("moved"),
     )
     found: list[Gains] = []
     start = 0
@@ -332,18 +424,17 @@ def _gains(work: Step, level: Tensor) -> tuple[list[Gains], Writes]:
             continue
         like = chunk.state[0]
         part = slice(start, start + len(chunk.sources))
-        gradient, noise, expected = (chunk.spread(column[part].to(like)) for column in columns)
+        gradient, noise, expected, *last = (chunk.spread(column[part].to(like)) for column in columns)
         moves = work.ok_of[chunk.group]
         curvature, common = (moves * work.options.init_covariance).to(like), (moves * torch.log(level)).to(like)
-        found.append(Gains(gradient, noise, curvature, expected, common))
+        found.append(Gains(gradient, noise, curvature, expected, common, *last))
         start = part.stop
     return found, variances
 
 
 def precision(held: Mapping[str, Tensor], length: float, options: Options) -> Tensor:
     """λ of the weights whose state is given (1/weight²)."""
-    belief = CompactBelief(*(held[name] for name in CompactBelief._fields))
-    return tied_precision(compact_hessian(belief, length) + options.prior, options.temperature)
+    return tied_precision(held["curvature"] * held["deviation"] / length + options.prior, options.temperature)
 
 
 def curvature(held: Mapping[str, Tensor], options: Options) -> Tensor:
@@ -360,4 +451,5 @@ FORM = Form(
     step=step,
     precision=precision,
     curvature=curvature,
+    upgraded=partial(of_version_0_1, least_deviation=NOISE_FLOOR**0.5),
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from arturo_core.numerics import wide_dtype
 from arturo_core.options import Options
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class StateTensor:
         meaning: what it is, with symbol and unit, as the documentation prints it.
         init: value before the first gradient, from the (real) parameter θ in the state's dtype.
         scalar: 0-dimensional float32 instead of parameter-shaped.
+        wide: 0-dimensional and float64, where the device has it.
         least: the smallest value that a step can leave.
         most: the largest; values are finite in any case.
     """
@@ -34,6 +36,7 @@ class StateTensor:
     meaning: str
     init: Callable[[Tensor, Options], Tensor]
     scalar: bool = False
+    wide: bool = False
     least: float = -math.inf
     most: float = math.inf
 
@@ -51,6 +54,7 @@ class Form:
         step: takes one step, given the mean relative curvature of the last, and returns what is left to write.
         precision: λ of weights (1/weight², a new tensor), from their state, ℓ of their group and the options.
         curvature: of weights relative to its prior, from their state and the options.
+        upgraded: a saved state of an older version, as it is kept now.
     """
 
     rows: tuple[StateTensor, ...]
@@ -61,6 +65,7 @@ class Form:
     step: Callable[[Step, Tensor, Journal], Outcome]
     precision: Callable[[Mapping[str, Tensor], float, Options], Tensor]
     curvature: Callable[[Mapping[str, Tensor], Options], Tensor]
+    upgraded: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 def constant(attribute: str) -> Callable[[Tensor, Options], Tensor]:
@@ -74,6 +79,11 @@ def zeros(theta: Tensor, options: Options) -> Tensor:
 
 def ones(theta: Tensor, options: Options) -> Tensor:
     return torch.ones_like(theta)
+
+
+def scalar_dtype(row: StateTensor, device: torch.device) -> torch.dtype:
+    """Dtype of a 0-dimensional row."""
+    return wide_dtype(device) if row.wide else torch.float32
 
 
 STEP = StateTensor("step", "steps that updated this parameter", zeros, scalar=True, least=0.0, most=2.0**53)

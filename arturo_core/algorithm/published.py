@@ -314,4 +314,5 @@ FORM = Form(
     step=step,
     precision=precision,
     curvature=curvature,
+    upgraded=lambda saved: saved,
 )

@@ -13,14 +13,16 @@ from torch import Tensor
 from arturo_core.algorithm.compact import (
     CURVATURE_STEP,
     DECAY_REACH,
+    LARGEST_DIRECTION,
     MOVED,
-    NEGLIGIBLE_NOISE,
     NOISE_FLOOR,
-    CompactBelief,
     Gains,
+    Kept,
+    defers,
 )
 from arturo_core.algorithm.published import COVARIANCE_LIMIT, FullBelief, precision_floor, slack
 from arturo_core.algorithm.trust_region import TINY, SecularSums, Spectrum, unit_of
+from arturo_core.contexts import is_readable
 from arturo_core.kernels.passes import CompactObserved, FullObserved, GroupTerms
 from arturo_core.kernels.scratch import scratch
 from arturo_core.numerics import NEGLIGIBLE, move, wide_dtype
@@ -50,11 +52,6 @@ def _dot(left: Tensor, right: Tensor, into: Tensor) -> Tensor:
     return torch.mul(left, right, out=into).sum()
 
 
-def _stiffness_(into: Tensor, belief: CompactBelief) -> Tensor:
-    """s√R, which is hℓ."""
-    return torch.add(belief.noise, NOISE_FLOOR, out=into).sqrt_().mul_(belief.curvature)
-
-
 def _slope(gradient: Tensor, theta: Tensor, options: Options) -> Tensor:
     return gradient.add(theta.to(gradient.dtype), alpha=options.prior) if options.prior else gradient
 
@@ -62,26 +59,58 @@ def _slope(gradient: Tensor, theta: Tensor, options: Options) -> Tensor:
 def compact_observe(
     theta: Tensor,
     grad: Tensor,
-    belief: CompactBelief,
+    kept: Kept,
     gains: Gains,
     terms: GroupTerms,
     options: Options,
     maximize: bool,
 ) -> CompactObserved:
-    gradient, noise, curvature, displacement = belief
-    innovation, deviation, growth, variance = scratch(gradient, 4)
+    direction, deviation, curvature, _ = kept
+    known = is_readable(terms.ok)
+    before = None if known else [tensor.clone() for tensor in kept]
+    first, second, gradient, slope = scratch(direction, 4)
+    counted = torch.zeros_like(terms.ok)
+    if not known or bool(terms.ok):
+        counted = _compact_update_(theta, grad, kept, gains, terms, maximize)
+    if before is not None:
+        # A skipped step leaves what is kept as it was, bit for bit.
+        for tensor, old in zip(kept, before, strict=True):
+            tensor.copy_(torch.where(terms.ok > 0, tensor, old))
+    stiffness = torch.mul(curvature, deviation, out=first)
+    stiff, total = stiffness.sum(), deviation.sum()
+    torch.mul(direction, stiffness, out=gradient)
+    if not options.prior:
+        decrement = torch.mul(gradient, direction, out=second).sum() * terms.length
+        squared = torch.dot(direction, direction) * terms.length**2  # for reports
+        return CompactObserved(decrement, stiff, total, counted, squared)
+    torch.add(gradient, theta.to(gradient.dtype), alpha=options.prior, out=slope)
+    hessian = stiffness.div_(terms.length).add_(options.prior)
+    newton = torch.div(slope, hessian, out=second)
+    decrement, squared = slope.mul_(newton).sum(), _dot(newton, newton, slope)
+    pull = newton.sub_(torch.div(gradient, hessian, out=first))
+    signal = first.mul_(gradient).sum()
+    return CompactObserved(decrement, stiff, total, counted, squared, signal, _dot(pull, pull, slope))
+
+
+def _compact_update_(
+    theta: Tensor, grad: Tensor, kept: Kept, gains: Gains, terms: GroupTerms, maximize: bool
+) -> Tensor:
+    """Re-centre what is pending, decay, and update what is kept in place; returns Σ e²/S."""
+    direction, deviation, curvature, displacement = kept
+    innovation, variance, growth, gradient = scratch(direction, 4)
+    displacement.addcmul_(direction, gains.moved, value=-1.0)
+    torch.mul(direction, curvature, out=gradient).mul_(deviation).mul_(1.0 - gains.pending)
     if terms.decay is not None:
         shrink = move(theta, torch.mul(theta.to(gradient.dtype), -terms.decay, out=growth))
         reach = DECAY_REACH * gains.gradient
         shift = torch.mul(shrink, curvature, out=variance).mul_(1.0 / (terms.length * reach.clamp(min=1e-12)))
-        shift.clamp_(-1.0, 1.0).mul_(reach)
-        gradient.addcmul_(torch.add(noise, NOISE_FLOOR, out=deviation).sqrt_(), shift)
+        gradient.addcmul_(shift.clamp_(-1.0, 1.0).mul_(reach), deviation)
         displacement.add_(shrink)
     _observed_(innovation, grad, maximize).sub_(gradient).mul_(terms.ok)
     outside = 1.0 + gains.predicted
     scaled = torch.mul(innovation, torch.sqrt(gains.noise / outside), out=variance)
-    torch.threshold_(noise.mul_(1.0 - gains.noise).addcmul_(scaled, scaled), NEGLIGIBLE_NOISE, 0.0)
-    torch.add(noise, NOISE_FLOOR, out=deviation).sqrt_()
+    noise = deviation.mul_(deviation).mul_(1.0 - gains.noise).addcmul_(scaled, scaled)
+    noise.clamp_(min=NOISE_FLOOR).sqrt_()
     gradient.addcmul_(innovation, gains.gradient)
     # x = D/ℓ enters as D with ℓ in the scalars.
     torch.mul(displacement, gains.curvature / terms.length**2, out=variance)
@@ -95,39 +124,27 @@ def compact_observe(
     growth.addcmul_(moved.clamp_(max=1.0), gains.level, value=-1.0).exp_()
     curvature.mul_(growth).clamp_(*CURVATURE_RANGE)
     displacement.mul_(1.0 - gains.gradient)
-    total = deviation.sum()
-    stiffness = deviation.mul_(curvature)
-    stiff = stiffness.sum()
-    slope = _slope(gradient, theta, options)
+    _flush_(gradient)
+    _flush_(displacement)
+    torch.div(gradient, curvature, out=direction).div_(deviation).clamp_(-LARGEST_DIRECTION, LARGEST_DIRECTION)
+    return counted
+
+
+def compact_apply(theta: Tensor, kept: Kept, factor: Tensor, terms: GroupTerms, options: Options) -> None:
+    direction, deviation, curvature, displacement = kept
+    if defers(theta.dtype, direction.dtype, options):
+        theta.addcmul_(direction, factor * terms.length, value=-1.0)
+        return
+    hessian, step = scratch(direction, 2)
     if options.prior:
-        newton = torch.div(slope, stiffness.div_(terms.length).add_(options.prior), out=growth)
-        decrement, squared = _dot(newton, slope, variance), _dot(newton, newton, variance)
-        pull = newton.sub_(torch.div(gradient, stiffness, out=variance))
-        signal = variance.mul_(gradient).sum()
-        return CompactObserved(decrement, stiff, total, counted, squared, signal, _dot(pull, pull, variance))
-    newton = torch.div(slope, stiffness, out=growth)
-    decrement = _dot(newton, slope, variance) * terms.length
-    squared = torch.dot(newton, newton) * terms.length**2  # for reports
-    return CompactObserved(decrement, stiff, total, counted, squared)
-
-
-def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> None:
-    stiffness, step = scratch(belief.gradient, 2)
-    _stiffness_(stiffness, belief)
-    if options.prior or theta.dtype != step.dtype:
-        hessian = stiffness.div_(terms.length)
-        curvature = hessian + options.prior if options.prior else hessian
-        torch.div(_slope(belief.gradient, theta, options), curvature, out=step).mul_(-factor)
-        step = move(theta, step)
-        belief.gradient.addcmul_(hessian, step)
+        torch.mul(curvature, deviation, out=hessian)
+        torch.mul(hessian, direction, out=step).add_(theta.to(step.dtype), alpha=options.prior)
+        step.div_(hessian.div_(terms.length).add_(options.prior)).mul_(-factor)
     else:
-        torch.div(belief.gradient, stiffness, out=step).mul_(-factor * terms.length)
-        theta.add_(step)
-        # h·δ = −f·ĝ exactly where b = h and nothing is rounded away.
-        belief.gradient.mul_(1.0 - factor)
-    belief.displacement.add_(step)
-    _flush_(belief.gradient)
-    _flush_(belief.displacement)
+        torch.mul(direction, -factor * terms.length, out=step)
+    step = move(theta, step)
+    direction.add_(step / terms.length)
+    displacement.add_(step)
 
 
 def _recentre_(belief: FullBelief, displacement: Tensor, floor: Tensor, shift: Tensor) -> None:

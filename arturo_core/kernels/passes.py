@@ -10,7 +10,7 @@ from arturo_core.algorithm.trust_region import SecularSums, Spectrum
 from arturo_core.options import Options
 
 if TYPE_CHECKING:
-    from arturo_core.algorithm.compact import CompactBelief, Gains
+    from arturo_core.algorithm.compact import Gains, Kept
     from arturo_core.algorithm.published import FullBelief
 
 
@@ -72,18 +72,16 @@ class Passes(Protocol):
         self,
         theta: Tensor,
         grad: Tensor,
-        belief: CompactBelief,
+        kept: Kept,
         gains: Gains,
         terms: GroupTerms,
         options: Options,
         maximize: bool,
     ) -> CompactObserved:
-        """Decay the weights, update the belief with a gradient, and sum what the dual needs."""
+        """Re-centre what is pending, decay the weights, update with a gradient, and sum what the dual needs."""
 
-    def compact_apply(
-        self, theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options
-    ) -> None:
-        """Take the step −factor·a/b and re-centre."""
+    def compact_apply(self, theta: Tensor, kept: Kept, factor: Tensor, terms: GroupTerms, options: Options) -> None:
+        """Take the step −factor·a/b; re-centre where that cannot wait for the next step."""
 
     def full_observe(
         self,

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from arturo_core.algorithm.compact import (
-    NEGLIGIBLE_NOISE,
-    NOISE_FLOOR,
-    CompactBelief,
     Gains,
+    Kept,
     compact_decay,
-    compact_hessian,
-    compact_recentre,
     compact_update,
+    defers,
+    packed,
+    recentred,
+    unpacked,
 )
 from arturo_core.algorithm.published import (
     COVARIANCE_LIMIT,
@@ -57,48 +57,44 @@ def _clean(grad: Tensor, like: Tensor, ok: Tensor, maximize: bool) -> Tensor:
 def compact_observe(
     theta: Tensor,
     grad: Tensor,
-    belief: CompactBelief,
+    kept: Kept,
     gains: Gains,
     terms: GroupTerms,
     options: Options,
     maximize: bool,
 ) -> CompactObserved:
-    moved = belief
+    belief = unpacked(kept, gains.pending, gains.moved)
     if terms.decay is not None:
         displacement = move(theta, -terms.decay * theta.to(belief.gradient.dtype))
-        moved = compact_decay(belief, displacement, gains.gradient, terms.length)
-    observed = _clean(grad, moved.gradient, terms.ok, maximize)
-    updated, surprise = compact_update(moved, observed, gains, terms.length, CURVATURE_RANGE)
-    updated = updated._replace(noise=flushed(updated.noise, NEGLIGIBLE_NOISE))
-    _store(belief, updated)
-    slope, curvature = _compact_surrogate(theta, updated, terms, options)
-    deviation = torch.sqrt(updated.noise + NOISE_FLOOR)
+        belief = compact_decay(belief, displacement, gains.gradient, terms.length)
+    observed = _clean(grad, belief.gradient, terms.ok, maximize)
+    updated, surprise = compact_update(belief, observed, gains, terms.length, CURVATURE_RANGE)
+    # A skipped step leaves what is kept as it was, bit for bit.
+    _store(kept, Kept(*(torch.where(terms.ok > 0, new, old) for new, old in zip(packed(updated), kept, strict=True))))
+    gradient = kept.direction * kept.curvature * kept.deviation
+    slope, curvature = _compact_surrogate(theta, kept, terms, options)
     newton = slope / curvature
     return CompactObserved(
         decrement=wide_sum(newton * slope),
-        signal=wide_sum(updated.gradient / curvature * updated.gradient) if options.prior else None,
-        pull=wide_sum(((slope - updated.gradient) / curvature) ** 2) if options.prior else None,
+        signal=wide_sum(gradient / curvature * gradient) if options.prior else None,
+        pull=wide_sum(((slope - gradient) / curvature) ** 2) if options.prior else None,
         squared=wide_sum(newton * newton),
-        stiffness=wide_sum(updated.curvature * deviation),
-        deviation=wide_sum(deviation),
+        stiffness=wide_sum(kept.curvature * kept.deviation),
+        deviation=wide_sum(kept.deviation),
         surprise=wide_sum(surprise),
     )
 
 
-def compact_apply(theta: Tensor, belief: CompactBelief, factor: Tensor, terms: GroupTerms, options: Options) -> None:
-    slope, curvature = _compact_surrogate(theta, belief, terms, options)
+def compact_apply(theta: Tensor, kept: Kept, factor: Tensor, terms: GroupTerms, options: Options) -> None:
+    slope, curvature = _compact_surrogate(theta, kept, terms, options)
     displacement = move(theta, -factor * (slope / curvature))
-    moved = compact_recentre(belief, displacement, terms.length)
-    gradient, displaced = flushed(moved.gradient), flushed(moved.displacement)
-    _store(belief, moved._replace(gradient=gradient, displacement=displaced))
+    if not defers(theta.dtype, kept.direction.dtype, options):
+        _store(kept, recentred(kept, displacement, terms.length))
 
 
-def _compact_surrogate(
-    theta: Tensor, belief: CompactBelief, terms: GroupTerms, options: Options
-) -> tuple[Tensor, Tensor]:
-    return surrogate(
-        belief.gradient, compact_hessian(belief, terms.length), theta.to(belief.gradient.dtype), options.prior
-    )
+def _compact_surrogate(theta: Tensor, kept: Kept, terms: GroupTerms, options: Options) -> tuple[Tensor, Tensor]:
+    stiffness = kept.curvature * kept.deviation
+    return surrogate(kept.direction * stiffness, stiffness / terms.length, theta.to(stiffness.dtype), options.prior)
 
 
 def full_observe(
