@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arturo_core.algorithm.compact import CompactBelief, Kept, unpacked
 from arturo_core.algorithm.forms import form_of
 from arturo_core.distributed import sharding
 from arturo_core.options import Options
@@ -26,6 +27,12 @@ def precision(held: Mapping[str, Tensor], group: Mapping[str, Any], options: Opt
 def relative_curvature(held: Mapping[str, Tensor], options: Options) -> Tensor:
     """The curvature of the weights whose state is given, relative to its prior."""
     return form_of(options).curvature(held, options)
+
+
+def belief(held: Mapping[str, Tensor]) -> CompactBelief:
+    """ĝ, R, s and D of weights whose state of the default form is given, at the current mean (new tensors)."""
+    kept = Kept(*(held[name] for name in Kept._fields))
+    return unpacked(kept, float(held["pending"]), float(held["moved"]))
 
 
 def half_spacing(groups: Sequence[Mapping[str, Any]]) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from arturo_core import Arturo
+from arturo_core.reporting import readings
 
 #: Every combination of noise and trust region, each with a learning rate (or a bound in nats) that trains.
 MODES: dict[str, dict[str, Any]] = {
@@ -46,10 +47,13 @@ GROUP_KEYS = {"params", "lr", "weight_decay", "maximize", "peak_lr", "length", "
     "momentum",
 }
 
-SCALARS = {"step", "variance"}
+SCALARS = {"step", "variance", "pending", "moved"}
+
+#: The statistic that holds the expected gradient.
+EXPECTED = {"adaptive": "direction", "fixed": "gradient"}
 
 STATE_KEYS = {
-    "adaptive": {"step", "variance", "gradient", "noise", "curvature", "displacement"},
+    "adaptive": {"step", "variance", "pending", "moved", "direction", "deviation", "curvature", "displacement"},
     "fixed": {"step", "precision", "gradient", "hessian", "cov_gg", "cov_gh", "cov_hh"},
 }
 
@@ -188,7 +192,8 @@ def adaptive_bound(optimizer: Arturo, before: list[Tensor], moved: list[Tensor])
         precision = 0.0
         for param in group["params"]:
             stiffness = optimizer.precision(param).double()  # h, and λ
-            gradient = optimizer.state[param]["gradient"].double() - stiffness * next(steps).double()  # not re-centred
+            gradient = readings.belief(optimizer.state[param]).gradient.double()
+            gradient -= stiffness * next(steps).double()  # not re-centred
             signal += (lr / length) ** 2 * float((gradient**2 / stiffness).sum())
             precision += float(stiffness.sum())
         groups.append((lr, relative * nominal / peak, precision))

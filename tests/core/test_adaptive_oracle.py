@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from arturo_core import Arturo
+from arturo_core.reporting import readings
 
 
 class Written:
@@ -99,7 +100,10 @@ def test_every_statistic_follows_the_documented_rule(
             "displacement": written.moved,
         }
         for name, value in expected.items():
-            here = [param.detach() if name == "theta" else optimizer.state[param][name] for param in params]
+            here = [
+                param.detach() if name == "theta" else getattr(readings.belief(optimizer.state[param]), name)
+                for param in params
+            ]
             found = torch.cat([value.flatten() for value in here])
             tolerance = {"rtol": 1e-9, "atol": 1e-12 + 1e-12 * float(np.abs(value).max())}
             np.testing.assert_allclose(found.numpy(), value, **tolerance, err_msg=f"{name} at {step}")
@@ -123,7 +127,7 @@ def test_noise_levels_are_found() -> None:
     for _ in range(600):
         param.grad = levels * torch.randn(2000)
         optimizer.step()
-    found = (optimizer.state[param]["noise"].sqrt() / levels).view(4, 500).mean(dim=1)
+    found = (optimizer.state[param]["deviation"] / levels).view(4, 500).mean(dim=1)
     torch.testing.assert_close(found, torch.full((4,), found.mean().item()), rtol=0.05, atol=0.0)
     assert 0.8 < found.mean() < 1.1
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from limits import HANGS
-from problems import assert_identical, build, every_mode, every_noise, gradients, snapshot, train, trained
+from problems import EXPECTED, assert_identical, build, every_mode, every_noise, gradients, snapshot, train, trained
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -273,7 +273,7 @@ def test_exchanged_data_are_refused_before_anything_changes(options, change, men
     assert_identical(snapshot(optimizer), before)
     del optimizer.state[matrix]
     optimizer.step()
-    assert optimizer.state[matrix]["gradient"].shape == matrix.shape
+    assert optimizer.state[matrix][EXPECTED[options["noise"]]].shape == matrix.shape
     assert [float(optimizer.state[param]["step"]) for param in (vector, matrix)] == [4.0, 1.0]
 
 
@@ -313,9 +313,10 @@ def test_a_gradient_of_another_shape_is_refused_before_anything_changes(options)
 @every_noise
 def test_a_missing_statistic_is_named(options):
     params, optimizer = trained(options)
-    del optimizer.state[params[1]]["gradient"]
+    name = EXPECTED[options["noise"]]
+    del optimizer.state[params[1]][name]
     before = snapshot(optimizer)
-    with pytest.raises(ValueError, match="'gradient' in the state of parameter number 1 of group 0"):
+    with pytest.raises(ValueError, match=f"'{name}' in the state of parameter number 1 of group 0"):
         train(optimizer, params, [5])
     assert_identical(snapshot(optimizer), before)
     del optimizer.state[params[1]]

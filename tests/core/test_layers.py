@@ -56,10 +56,10 @@ def test_what_was_learned_and_what_is_at_the_floor() -> None:
     state["curvature"].fill_(1.0)
     state["curvature"].view(-1)[:10] = 0.09  # the step sets it back to the floor
     state["curvature"].view(-1)[10:14] = 5.0
-    state["noise"].zero_()  # nothing is learned of it in the next step
+    state["deviation"].fill_(1e-18)  # nothing is learned of it in the next step
     gradients(model, 9)
     model[0].weight.grad.zero_()
-    state["gradient"].zero_()
+    state["direction"].zero_()
     watch.arm()
     optimizer.step()
     found = watch.numbers()["0.weight"]

@@ -8,7 +8,18 @@ import warnings
 
 import pytest
 import torch
-from problems import MODES, assert_identical, build, classifier, every_mode, every_noise, snapshot, train, trained
+from problems import (
+    EXPECTED,
+    MODES,
+    assert_identical,
+    build,
+    classifier,
+    every_mode,
+    every_noise,
+    snapshot,
+    train,
+    trained,
+)
 from torch.nn import Parameter
 
 from arturo_core import Arturo
@@ -110,12 +121,16 @@ def test_forgetting_the_statistics_makes_a_fresh_optimizer_of_it(options):
 # -- what is loaded ----------------------------------------------------------------------------------------------------
 
 WRONG_VALUES = {
-    ("gradient", math.nan): None,
-    ("gradient", math.inf): None,
-    ("gradient", 1e38): "adaptive",  # R would be infinite after a step
-    ("gradient", -1e21): "adaptive",
-    ("noise", -1e-3): "adaptive",
-    ("noise", math.inf): "adaptive",
+    ("gradient", math.nan): "fixed",
+    ("gradient", math.inf): "fixed",
+    ("direction", math.nan): "adaptive",
+    ("direction", 1e38): "adaptive",
+    ("direction", -1e31): "adaptive",
+    ("pending", 1.5): "adaptive",
+    ("moved", math.nan): "adaptive",
+    ("deviation", -1e-3): "adaptive",
+    ("deviation", math.inf): "adaptive",
+    ("deviation", 0.0): "adaptive",
     ("curvature", 0.0): "adaptive",
     ("curvature", 50.0): "adaptive",
     ("displacement", math.nan): "adaptive",
@@ -148,7 +163,7 @@ def test_statistics_that_no_step_leaves_are_refused(entry, noise):
 @every_noise
 def test_values_that_only_the_file_can_hold_are_refused(options):
     state_dict = copy.deepcopy(trained(options)[1].state_dict())
-    name = "noise" if options["noise"] == "adaptive" else "precision"
+    name = "deviation" if options["noise"] == "adaptive" else "precision"
     state_dict["state"][0][name] = torch.full((5, 4), 1e39, dtype=torch.float64)
     refused(options, state_dict, repr(name))
     with warnings.catch_warnings():
@@ -166,7 +181,7 @@ UNREADABLE = {
 @pytest.mark.parametrize("make", UNREADABLE.values(), ids=UNREADABLE.keys())
 @every_noise
 def test_statistics_that_hold_no_real_numbers_are_refused(options, make):
-    for name in ("gradient", "step"):
+    for name in (EXPECTED[options["noise"]], "step"):
         state_dict = copy.deepcopy(trained(options)[1].state_dict())
         state_dict["state"][0][name] = make(state_dict["state"][0][name])
         refused(options, state_dict, repr(name))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from problems import (
+    EXPECTED,
     GROUP_KEYS,
     SCALARS,
     STATE_KEYS,
@@ -297,7 +298,9 @@ def _adamw() -> dict[str, Any]:
 
 
 def _reshaped(state_dict: dict[str, Any]) -> dict[str, Any]:
-    state_dict["state"][0]["gradient"] = state_dict["state"][0]["gradient"].T.contiguous()
+    held = state_dict["state"][0]
+    name = next(name for name in EXPECTED.values() if name in held)
+    held[name] = held[name].T.contiguous()
     return state_dict
 
 
@@ -327,18 +330,22 @@ def _fewer(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _not_a_tensor(state_dict: dict[str, Any]) -> dict[str, Any]:
-    state_dict["state"][1]["gradient"] = [0.0] * 4
+    held = state_dict["state"][1]
+    held[next(name for name in EXPECTED.values() if name in held)] = [0.0] * 4
     return state_dict
 
 
 WRONG = {
-    "AdamW's": lambda options, good, other: (_adamw(), ["gradient", "exp_avg"]),
+    "AdamW's": lambda options, good, other: (_adamw(), [EXPECTED[options["noise"]], "exp_avg"]),
     "other mode": lambda options, good, other: (other, [options["noise"]]),
-    "shape": lambda options, good, other: (_reshaped(good), ["gradient", "(4, 5)", "(5, 4)"]),
+    "shape": lambda options, good, other: (_reshaped(good), [EXPECTED[options["noise"]], "(4, 5)", "(5, 4)"]),
     "order": lambda options, good, other: (_swapped(good), ["(4,)", "(5, 4)"]),
-    "missing tensor": lambda options, good, other: (_without(good, "gradient"), ["gradient"]),
+    "missing tensor": lambda options, good, other: (
+        _without(good, EXPECTED[options["noise"]]),
+        [EXPECTED[options["noise"]]],
+    ),
     "missing counter": lambda options, good, other: (_without(good, "step"), ["step"]),
-    "not a tensor": lambda options, good, other: (_not_a_tensor(good), ["gradient", "list"]),
+    "not a tensor": lambda options, good, other: (_not_a_tensor(good), [EXPECTED[options["noise"]], "list"]),
     "more groups": lambda options, good, other: (_two_groups(options), ["parameter groups"]),
     "smaller group": lambda options, good, other: (_fewer(options), ["doesn't match the size"]),
 }

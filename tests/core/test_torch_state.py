@@ -14,6 +14,7 @@ import warnings
 import pytest
 import torch
 from problems import (
+    EXPECTED,
     GROUP_KEYS,
     assert_identical,
     every_noise,
@@ -84,6 +85,7 @@ def test_load_state_dict_hooks(options):
     _, source = trained(options)
     params, optimizer = trained(options, steps=0)
     order: list[str] = []
+    expected = EXPECTED[options["noise"]]
 
     def in_place(which, state_dict):
         order.append("first")
@@ -93,7 +95,7 @@ def test_load_state_dict_hooks(options):
         order.append("second")
         doubled = copy.deepcopy(state_dict)
         for state in doubled["state"].values():
-            state["gradient"] = 2.0 * state["gradient"]
+            state[expected] = 2.0 * state[expected]
         return doubled
 
     def post(which):
@@ -108,7 +110,7 @@ def test_load_state_dict_hooks(options):
     assert order == ["first", "second", "post"]
     assert optimizer.param_groups[0]["lr"] == 0.002
     for index, param in enumerate(params):
-        assert torch.equal(optimizer.state[param]["gradient"], 2.0 * saved["state"][index]["gradient"])
+        assert torch.equal(optimizer.state[param][expected], 2.0 * saved["state"][index][expected])
     assert optimizer.state["post"]
     assert len(optimizer._optimizer_load_state_dict_pre_hooks) == 2
 

@@ -155,11 +155,11 @@ def the_shard_of_another_rank() -> None:
     exchanged: list[Any] = [None, None]
     distributed.all_gather_object(exchanged, saved.getvalue())
     other = torch.load(io.BytesIO(exchanged[1 - distributed.get_rank()]), weights_only=False)
-    before = optimizer.state_dict()["state"][0]["noise"].to_local().clone()
+    before = optimizer.state_dict()["state"][0]["deviation"].to_local().clone()
     try:
         optimizer.load_state_dict(other)
     finally:
-        assert torch.equal(optimizer.state_dict()["state"][0]["noise"].to_local(), before)
+        assert torch.equal(optimizer.state_dict()["state"][0]["deviation"].to_local(), before)
 
 
 REFUSED = {
