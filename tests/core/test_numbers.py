@@ -81,6 +81,9 @@ class Broken:
     def __float__(self) -> float:
         raise RuntimeError("no value yet")
 
+    def __repr__(self) -> str:
+        return "Broken"
+
 
 NO_NUMBERS = [
     *("0.1", b"0.1", True, numpy.bool_(True), torch.tensor(True), 1j, numpy.complex64(1), None, [0.1], {}),

@@ -63,7 +63,8 @@ def test_implementation_flags_are_absent(kwargs):
 def test_flags_of_other_implementations_are_refused(kwargs):
     for flag in ("foreach", "fused", "differentiable", "capturable"):
         with pytest.raises(TypeError, match=flag):
-            Arturo([Parameter(torch.randn(2))], **kwargs, **{flag: False})
+            Arturo([Parameter(torch.randn(2))], **kwargs, **{flag: True})
+        Arturo([Parameter(torch.randn(2))], **kwargs, **{flag: False})  # what is off asks for nothing
 
 
 def test_defaults_reach_every_group():

@@ -32,8 +32,7 @@ SMALL += ["--accelerator", "cpu"]
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    monkeypatch.setenv("ARTURO_MONITOR", "0")  # the recipe's own stays; Recorder's trainers need none
+def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
