@@ -49,6 +49,9 @@ GROUP_KEYS = {"params", "lr", "weight_decay", "maximize", "peak_lr", "length", "
 
 SCALARS = {"step", "variance", "pending", "moved"}
 
+#: Scalars that follow from sums over all weights, and have their dtype.
+WIDE = {"pending", "moved"}
+
 #: The statistic that holds the expected gradient.
 EXPECTED = {"adaptive": "direction", "fixed": "gradient"}
 
