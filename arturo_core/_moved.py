@@ -23,7 +23,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "trust_region": ("algorithm.trust_region", "numerics"),
     "curvature": ("algorithm.compact", "algorithm.published", "numerics"),
     "gaussian": ("algorithm.published", "algorithm.compact"),
-    "stepping": ("step.work", "step.learning_rate", "algorithm.compact", "algorithm.published"),
+    "stepping": ("step.work", "step.learning_rate", "step.compact", "step.published"),
     "kernels.chunks": ("step.chunks",),
 }
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from arturo_core import habits
-from arturo_core.algorithm.forms import form_of
 from arturo_core.contexts import is_fake
 from arturo_core.distributed import agreement, sharding
 from arturo_core.distributed.reductions import Reduction
@@ -33,7 +32,9 @@ from arturo_core.reporting import noticing, readings
 from arturo_core.state import forget, holds
 from arturo_core.step import bookkeeping, gathering, learning_rate, preparing, rehearsal, transaction
 from arturo_core.step.chunks import Chunk, Source, chunks
+from arturo_core.step.forms import step_of
 from arturo_core.step.transaction import Journal
+from arturo_core.step.weight_scale import Squares
 from arturo_core.step.work import Step
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ class Arturo(Persistent):
         self._lost_process_group = False
         self._report = None
         self._torn = False
+        self._squares = Squares()
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, habits.MOMENTUM: habits.NO_MOMENTUM}
         check_group(defaults, self._options)
         super().__init__(params, defaults)
@@ -375,7 +377,7 @@ class Arturo(Persistent):
 
         def collect() -> None:
             sources[:] = gathering.gather(self.param_groups, self.state, moving, reduction, options)
-            work[:] = chunks(sources, select.chunk_size(options, home))
+            work[:] = chunks(sources, select.chunk_size(options, home), select.kernel(options, home))
 
         found = agreement.refusal(collect, reduction.distributed)
         if not sources and not reduction.distributed:
@@ -383,7 +385,9 @@ class Arturo(Persistent):
         refusal = refusal or found
         if refusal is not None:
             sources, work = [], []
-        seen = gathering.survey(self.param_groups, self.state, moving, work, reduction, options, home, refusal)
+        seen = gathering.survey(
+            self.param_groups, self.state, moving, work, reduction, options, home, refusal, self._squares
+        )
         if seen.idle or not moving:
             return loss
         asking = self.param_groups if refusal is None else agreement.asking_nothing(self.param_groups)
@@ -422,9 +426,11 @@ class Arturo(Persistent):
 
     def _take(self, step: Step, level: Tensor, journal: Journal) -> None:
         """All of a step that changes anything."""
-        outcome = form_of(self._options).step(step, level, journal)
+        outcome = step_of(self._options)(step, level, journal)
         bookkeeping.after_step(self.param_groups, outcome.report.ok, outcome, step.rates, journal)
         self._report = outcome.report
+        for moved, squares in step.squares:
+            self._squares.keep([source.param for source in moved], squares)
 
     def _joins_at_rest(self, reduction: Reduction) -> bool:
         """Whether this rank tells the others that it stands still: one of them may not.

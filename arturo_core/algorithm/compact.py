@@ -6,26 +6,21 @@ tracks ĝ and h from ordinary stochastic gradients alone (arXiv 2310.20574, sect
 every coordinate is estimated from the innovations (Mehra 1970), so that all gains are dimensionless, and of the
 covariance is kept what that leaves open.
 
-The functions of tensors know nothing of devices or chunks; :func:`step` is a whole step.
+Pure functions; the step that calls them is :mod:`arturo_core.step.compact`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from arturo_core.algorithm import trust_region
-from arturo_core.algorithm.form import STEP, Form, StateTensor, constant, ones, zeros
-from arturo_core.algorithm.older import of_version_0_1
-from arturo_core.distributed import reductions
+from arturo_core.algorithm.form import STEP, StateTensor, constant, ones, zeros
 from arturo_core.numerics import flushed
 from arturo_core.options import (
-    ADAPTIVE,
     CURVATURE_RANGE,
     DAMPING,
     NOISE_GAIN,
@@ -33,9 +28,6 @@ from arturo_core.options import (
     RADIUS_PER_SIGNAL,
     Options,
 )
-from arturo_core.reporting.diagnostics import Report
-from arturo_core.step.transaction import Journal
-from arturo_core.step.work import Outcome, Step, Writes
 
 #: Least R: below |g| ≈ 1e-18 a gradient counts as zero (float32 squares underflow).
 NOISE_FLOOR = 1e-36
@@ -281,155 +273,83 @@ ROWS = (
 )
 
 
-def step(work: Step, level: Tensor, journal: Journal) -> Outcome:
-    """A step of the self-calibrating form: two passes, the dual in closed form.
+class Sums(NamedTuple):
+    """Sums over all parameters by group, shape (groups,) each, wide."""
+
+    elements: Tensor
+    decrement: Tensor  # Σ a²/b
+    stiffness: Tensor  # Σ sσ
+    signal: Tensor  # Σ ĝ²/b, which is Σ a²/b without a prior
+    pull: Tensor  # Σ (κλ0θ/b)², 0 without a prior
+
+
+def dual(
+    sums: Sums, lr: Tensor, length: Tensor, share: Tensor, relative: Tensor, options: Options
+) -> tuple[trust_region.Multiplier, Tensor]:
+    """The multiplier, and the share of Newton's step that every group takes.
 
     With "rms" the bound is the KL divergence that moving every weight by the trust radius of its own group would spend,
     ε = ½ Σ λr². The radius of a group is c·lr, or lr × the RMS of ĝ/(sσ) in the metric of λ (over all groups) if that
     is more, and at most the relative radius of :mod:`arturo_core.step.weight_scale` times the share of its peak lr.
     Groups move in proportion to their lr: Newton's step −a/b grows with ℓ and so with the group's peak lr, and the
     share w of that peak, relative to the largest share, scales it: δ = −w f a/b.
+
+    Args:
+        sums: over all ranks.
+        lr: of the groups, shape (groups,), wide.
+        length: ℓ of the groups, weight units.
+        share: lr as a share of the group's peak.
+        relative: largest trust radius that the weights' size allows at the peak, weight units; 0-dimensional.
+        options: of the optimizer.
     """
-    options, ok = work.options, work.ok
-    terms_of = work.terms()
-    gains, variances = _gains(work, level)
-    layouts = range(len(work.reduction.layouts))
-    rows: dict[Hashable, list[Sequence[Tensor]]] = {(layout, group): [] for layout in layouts for group in work.rates}
-    for chunk, terms, gain in zip(work.chunks, terms_of, gains, strict=True):
-        observed = chunk.change(
-            journal,
-            partial(
-                work.passes.compact_observe,
-                chunk.theta,
-                chunk.grad,
-                Kept(*chunk.state),
-                gain,
-                terms,
-                options,
-                work.rates[chunk.group].maximize,
-            ),
-            chunk.state if terms.decay is None else (chunk.theta, *chunk.state),
-            work.passes.ATOMIC,
-        )
-        sums = [one for one in observed if one is not None]
-        rows[chunk.layout, chunk.group].append([torch.full_like(observed.decrement, chunk.theta.numel()), *sums])
-    # One row a group; a group that stands still on its device takes no part.
-    total = reductions.totals(rows, 8 if options.prior else 6, work.home)
-    everywhere = journal.once(partial(work.reduction.sum, total.unflatten(0, (len(layouts), len(work.rates)))))
-    elements, decrement, stiffness, deviation, surprise, squared, *of_prior = everywhere.unbind(dim=1)
-    signal, pull = of_prior or (decrement, torch.zeros_like(decrement))
-    lr = torch.stack([rates.lr for rates in work.rates.values()])
-    length = torch.stack([rates.length for rates in work.rates.values()])
-    precision = (stiffness / length + options.prior * elements) / options.temperature
-    share = torch.stack([rates.share for rates in work.rates.values()])
+    precision = (sums.stiffness / length + options.prior * sums.elements) / options.temperature
     moves = (lr > 0.0).to(lr.dtype)
     if options.trust_region == "kl":
-        budget = 2.0 * work.reference_lr()
+        part, budget = moves, 2.0 * lr.amax()
     else:
+        part = torch.where(lr > 0.0, share / share.amax(), 0.0)
         # Newton's step times lr/ℓ is lr·ĝ/(sσ); N is its RMS in units of lr. The prior's pull is no signal.
-        agreement = ((lr / length) ** 2 * signal).sum() / options.temperature / (lr * lr * precision).sum()
+        agreement = ((lr / length) ** 2 * sums.signal).sum() / options.temperature / (lr * lr * precision).sum()
         asked = torch.clamp(RADIUS_PER_SIGNAL**2 * agreement, min=RADIUS_PER_LR**2)
-        squared_radius = torch.minimum(lr * lr * asked, torch.where(moves > 0.0, (work.relative * share) ** 2, 0.0))
+        squared_radius = torch.minimum(lr * lr * asked, torch.where(moves > 0.0, (relative * share) ** 2, 0.0))
         budget = (squared_radius * precision).sum()
-    part = torch.where(lr > 0.0, share / share.amax(), 0.0)
-    if options.trust_region == "kl":
-        part = moves
-    descent = (part * part * decrement).sum()
+    descent = (part * part * sums.decrement).sum()
     if options.prior and options.trust_region == "rms":
         # The prior moves weights without gradients for next to no divergence: the plain RMS of its pull is bounded.
-        most = (squared_radius * elements).sum() / (part * part * pull).sum()
+        most = (squared_radius * sums.elements).sum() / (part * part * sums.pull).sum()
         budget = torch.fmin(budget, descent / options.temperature * most)
     multiplier, factor = trust_region.tied_multiplier(descent, budget, options.temperature, DAMPING)
-    ok = ok * trust_region.usable(multiplier)
-    factors = torch.where((ok > 0.0) & (part > 0.0), factor * part, 0.0)
-    factor_of = dict(zip(work.rates, factors.unbind(), strict=True))
-    for chunk, terms in zip(work.chunks, terms_of, strict=True):
-        kept = Kept(*chunk.state)
-        chunk.change(
-            journal,
-            partial(
-                work.passes.compact_apply,
-                chunk.theta,
-                kept,
-                factor_of[chunk.group].to(terms.ok),
-                terms,
-                options,
-            ),
-            (chunk.theta, kept.direction, kept.displacement),
-            work.passes.ATOMIC,
-        )
-        chunk.write_back(journal)
-    pending = _pending(work, factor_of)
-    found = stiffness.sum() / deviation.sum()
-    level = torch.where((ok > 0.0) & torch.isfinite(found) & (found > 0.0), found, level)
-    # Known before the step is taken: reducing what it did would cost every step another collective.
-    squared_length = torch.where(factors > 0.0, factors * factors * squared, 0.0).sum()
-    counters, counts = replace(work, ok=ok).counted()
-    return Outcome(
-        report=Report(multiplier, ok, surprise.sum(), squared_length, elements.sum()),
-        level=level,
-        scalars=([*counters, *variances[0], *pending[0]], [*counts, *variances[1], *pending[1]]),
-    )
+    return multiplier, factor * part
 
 
-def _pending(work: Step, factor_of: Mapping[int, Tensor]) -> Writes:
-    """What of this step's re-centring the next one has to do, yet to be written; ``factor_of`` is f of every group."""
-    held: list[Tensor] = []
-    values: list[Tensor] = []
-    for source in work.sources:
-        factor = factor_of[source.group]
-        if not source.state or not defers(source.theta.dtype, source.state[0].dtype, work.options):
-            factor = torch.zeros_like(factor)
-        taken = work.ok_of[source.group] > 0.0
-        for name, value in (("pending", factor), ("moved", factor * work.rates[source.group].length)):
-            before = source.scalars[name]
-            held.append(before)
-            values.append(torch.where(taken, value, before.to(value)).to(before))
-    return held, values
+class Filters(NamedTuple):
+    """Where the filters of several parameters are, and what that makes of their gains; shape (parameters,), wide."""
+
+    gradient: Tensor  # k
+    noise: Tensor  # gain of R
+    predicted: Tensor  # p
+    variance: Tensor  # after the update
 
 
-def _gains(work: Step, level: Tensor) -> tuple[list[Gains], Writes]:
-    """The filter's gains of every chunk, and the variances of ĝ after it, yet to be written.
-
-    Each parameter's filter is as far as the updates it has had.
+def filters(ages: Tensor, variance: Tensor, share: Tensor, ok: Tensor, options: Options) -> Filters:
+    """Each parameter's filter is as far as the updates it has had.
 
     The expected gradient drifts because the weights move: its process noise falls with the square of the step length.
+
+    Args:
+        ages: updates so far.
+        variance: of ĝ after the last, in units of R.
+        share: lr as a share of its peak.
+        ok: 0 where the step is skipped, else 1.
+        options: of the optimizer.
     """
-    sources = work.sources
-    if not sources:
-        return [], ([], [])
-
-    def column(name: str) -> Tensor:
-        return torch.stack([source.scalars[name].to(work.home) for source in sources]).to(work.ok.dtype)
-
-    ages, variance = column("step"), column("variance")
-    ok = torch.stack([work.ok_of[source.group] for source in sources])
-    share = torch.stack([work.rates[source.group].share for source in sources])
-    predicted, gain = riccati(variance, work.options.process_noise * share * share)
-    updated = torch.where(ok > 0.0, gain, variance)
-    variances = [source.scalars["variance"] for source in sources], list(updated.unbind())
-    columns = (
-        torch.where(ok > 0.0, gain, 0.0),
-        ok * torch.clamp(1.0 / (1.0 + ages), min=NOISE_GAIN),
-        torch.where(ok > 0.0, predicted, 0.0),
-        column("pending"),
-        column("moved"),
+    predicted, gain = riccati(variance, options.process_noise * share * share)
+    return Filters(
+        gradient=torch.where(ok > 0.0, gain, 0.0),
+        noise=ok * torch.clamp(1.0 / (1.0 + ages), min=NOISE_GAIN),
+        predicted=torch.where(ok > 0.0, predicted, 0.0),
+        variance=torch.where(ok > 0.0, gain, variance),
     )
-    found: list[Gains] = []
-    start = 0
-    for chunk in work.chunks:
-        # Chunks come in the order of the sources; the slices of one share it.
-        if found and not chunk.packed and chunk.sources[0] is sources[start - 1]:
-            found.append(found[-1])
-            continue
-        like = chunk.state[0]
-        part = slice(start, start + len(chunk.sources))
-        gradient, noise, expected, *last = (chunk.spread(column[part].to(like)) for column in columns)
-        moves = work.ok_of[chunk.group]
-        curvature, common = (moves * work.options.init_covariance).to(like), (moves * torch.log(level)).to(like)
-        found.append(Gains(gradient, noise, curvature, expected, common, *last))
-        start = part.stop
-    return found, variances
 
 
 def precision(held: Mapping[str, Tensor], length: float, options: Options) -> Tensor:
@@ -440,16 +360,3 @@ def precision(held: Mapping[str, Tensor], length: float, options: Options) -> Te
 def curvature(held: Mapping[str, Tensor], options: Options) -> Tensor:
     """Curvature of the weights whose state is given, relative to its prior."""
     return held["curvature"]
-
-
-FORM = Form(
-    rows=ROWS,
-    defaults=ADAPTIVE,
-    sized=True,
-    tied=True,
-    least_curvature=CURVATURE_RANGE[0],
-    step=step,
-    precision=precision,
-    curvature=curvature,
-    upgraded=partial(of_version_0_1, least_deviation=NOISE_FLOOR**0.5),
-)

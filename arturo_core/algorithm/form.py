@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from arturo_core.numerics import wide_dtype
 from arturo_core.options import Options
-
-if TYPE_CHECKING:
-    from arturo_core.step.transaction import Journal
-    from arturo_core.step.work import Outcome, Step
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,6 @@ class Form:
         sized: whether the weights' own size bounds a step where lr is in weight units.
         tied: whether λ follows from the curvature, and is the same after a step as before it.
         least_curvature: end of the range of the relative curvature.
-        step: takes one step, given the mean relative curvature of the last, and returns what is left to write.
         precision: λ of weights (1/weight², a new tensor), from their state, ℓ of their group and the options.
         curvature: of weights relative to its prior, from their state and the options.
         upgraded: a saved state of an older version, as it is kept now.
@@ -62,7 +57,6 @@ class Form:
     sized: bool
     tied: bool
     least_curvature: float
-    step: Callable[[Step, Tensor, Journal], Outcome]
     precision: Callable[[Mapping[str, Tensor], float, Options], Tensor]
     curvature: Callable[[Mapping[str, Tensor], Options], Tensor]
     upgraded: Callable[[Mapping[str, Any]], Mapping[str, Any]]

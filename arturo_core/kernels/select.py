@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from arturo_core.kernels import compiled, eager, reference
+from arturo_core.kernels.many import Kernel
 from arturo_core.kernels.passes import Passes
 from arturo_core.options import Options
 
@@ -21,6 +22,11 @@ def passes(options: Options) -> Passes:
 def fallback() -> Passes:
     """The passes that finish a step which those of :func:`passes` cannot go on with."""
     return reference
+
+
+def kernel(options: Options, home: torch.device) -> Kernel | None:
+    """The kernel that takes many tensors at once, if there is one for this step."""
+    return None
 
 
 def chunk_size(options: Options, home: torch.device) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from arturo_core.kernels.many import Kernel
     from arturo_core.step.transaction import Journal
 
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 class Source:
     """One parameter with its gradient and state tensors, all of one (real) shape, and the scalars of its state.
 
-    Of a sharded parameter the elements on this rank; ``layout`` is the number of its layout.
+    Of a sharded parameter the elements on this rank; ``layout`` is the number of its layout. ``param`` is the
+    parameter, where that is a plain tensor.
     """
 
     theta: Tensor
@@ -32,11 +34,15 @@ class Source:
     scalars: dict[str, Tensor]
     group: int
     layout: int = 0
+    param: Tensor | None = None
 
 
 @dataclass
 class Chunk:
-    """Flat tensors of one length, dtype and device, all of one parameter group and layout."""
+    """Flat tensors of one length, dtype and device, all of one parameter group and layout.
+
+    Or, for a kernel that takes many tensors at once, the sources themselves; then the tensors are those of the first.
+    """
 
     theta: Tensor
     grad: Tensor
@@ -45,10 +51,22 @@ class Chunk:
     sources: list[Source]
     packed: bool  # a copy of several parameters, instead of a slice that shares the memory of one
     layout: int = 0
+    kernel: Kernel | None = None  # of many tensors
     before: list[Tensor] | None = None  # what a pack began with, if it may have to be undone
+
+    @property
+    def elements(self) -> int:
+        return self.theta.numel() if self.kernel is None else sum(source.theta.numel() for source in self.sources)
+
+    def tensors(self, theta: bool, rows: Sequence[int]) -> list[Tensor]:
+        """The weights, if they are asked for, and some rows of the state."""
+        parts: Sequence[Chunk | Source] = [self] if self.kernel is None else self.sources
+        return [tensor for one in parts for tensor in (*([one.theta] if theta else ()), *(one.state[i] for i in rows))]
 
     def spread(self, values: Tensor) -> Tensor:
         """One scalar a source, shape (sources,), as a scalar of a slice or as one entry an element of a pack."""
+        if self.kernel is not None:
+            return values
         if not self.packed:
             return values[0]
         sizes = [source.theta.numel() for source in self.sources]
@@ -90,14 +108,27 @@ _T = TypeVar("_T")
 PACKED = 1 << 16
 
 
-def chunks(sources: Iterable[Source], size: int) -> Iterator[Chunk]:
-    """Slices of at most ``size`` elements, and packs of small parameters.
+def chunks(sources: Iterable[Source], size: int, kernel: Kernel | None = None) -> Iterator[Chunk]:
+    """What the kernel takes, if there is one; of the rest slices of at most ``size`` elements, and packs of small ones.
 
     The order depends on the order of the sources alone, so sums over chunks are reproducible.
     """
+    rest: list[Source] = []
+    many: dict[tuple[object, ...], list[Source]] = {}
+    for source in sources:
+        if kernel is not None and kernel.eligible(source):
+            key = (source.group, source.layout, source.theta.device, source.theta.dtype, source.grad.dtype)
+            many.setdefault((*key, source.state[0].dtype), []).append(source)
+        else:
+            rest.append(source)
+    for alike in many.values():
+        head = alike[0]
+        yield Chunk(
+            head.theta, head.grad, head.state, head.group, alike, packed=False, layout=head.layout, kernel=kernel
+        )
     open_packs: dict[tuple[object, ...], list[Source]] = {}
     filled: dict[tuple[object, ...], int] = {}
-    for source in sources:
+    for source in rest:
         count = source.theta.numel()
         if count == 0:
             continue

@@ -44,6 +44,7 @@ def gather(groups: Groups, state: State, moving: Sequence[int], reduction: Reduc
                         scalars={name: held[name] for name in scalars},
                         group=index,
                         layout=reduction.number[id(param)],
+                        param=param if sharding.is_plain(param) else None,
                     )
                     for theta, grad, *statistics in sharding.parts(param, [held[name] for name in names])
                 ]
@@ -78,6 +79,7 @@ def survey(
     options: Options,
     home: torch.device,
     refusal: Exception | None = None,
+    known: weight_scale.Squares | None = None,
 ) -> Survey:
     """Look at the weights, gradients and learning rates of all ranks, replicas too, in one reduction.
 
@@ -90,6 +92,7 @@ def survey(
         options: of the optimizer.
         home: where scalars live.
         refusal: why this rank cannot take the step (:func:`arturo_core.distributed.agreement.refusal`).
+        known: Σθ² of weights that the last step has left.
 
     Raises:
         Exception: the refusal of this rank.
@@ -106,8 +109,13 @@ def survey(
     for index in moving if sized and refusal is None else ():
         held = [param for param in groups[index]["params"] if holds(state.get(param), options)]
         for number in range(len(reduction.layouts)):
-            sizes[number, index] = weight_scale.sums([p for p in held if reduction.number[id(p)] == number], home)
-    unusable = reductions.unusable([chunk.grad for chunk in chunks], home)
+            sizes[number, index] = weight_scale.sums(
+                [p for p in held if reduction.number[id(p)] == number], home, known
+            )
+    unusable = reductions.unusable([chunk.grad for chunk in chunks if chunk.kernel is None], home)
+    for chunk in chunks:
+        if chunk.kernel is not None:
+            unusable = torch.maximum(unusable, chunk.kernel.survey(chunk.sources)[0].to(unusable))
     present, refused = torch.full_like(unusable, bool(chunks)), torch.full_like(unusable, refusal is not None)
     pace = [_pace(groups, home, refusal)] if reduction.distributed else []
     sums, notes = reduction.sum_and_tell(sizes, torch.cat([torch.stack([unusable, present, refused]), *pace]))

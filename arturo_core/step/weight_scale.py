@@ -58,26 +58,60 @@ def radius(sums: Tensor, rates: Sequence[Tensor]) -> Tensor:
     return torch.where(torch.isfinite(relative) & (count > 0.0), relative, torch.inf)
 
 
-def sums(params: Sequence[Tensor], home: torch.device) -> Tensor:
+class Squares:
+    """Σθ² of plain weights after the last step, where a kernel found it on its way, while nobody changes them."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Tensor, int, int, Tensor]] = {}
+
+    def keep(self, params: Sequence[Tensor | None], squares: Tensor) -> None:
+        """Σθ² of each parameter as it is now; None for what is no plain tensor."""
+        for param, square in zip(params, squares.unbind(), strict=True):
+            if param is not None:
+                self._known[id(param)] = (param, param._version, param.data_ptr(), square)
+
+    def of(self, param: Tensor) -> Tensor | None:
+        """Σθ², 0-dimensional, or None if it has to be summed."""
+        found = self._known.get(id(param))
+        if found is None or found[0] is not param or found[1:3] != (param._version, param.data_ptr()):
+            return None
+        return found[3]
+
+
+def sums(params: Sequence[Tensor], home: torch.device, known: Squares | None = None) -> Tensor:
     """Σ(θ²/min(m, n) + φ/(m n)) and the number of elements over the matrices; shape (2,), wide, on ``home``.
 
     Of sharded matrices the elements on this rank; m and n are those of the whole.
     """
     alike: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Shape]]] = {}
+    carried: tuple[list[Tensor], list[Shape]] = ([], [])
     for param in params:
+        square = None if known is None or param.dim() < 2 else known.of(param)
+        if square is not None:
+            carried[0].append(square)
+            elements = param.numel() * (2 if param.is_complex() else 1)
+            carried[1].append((elements, param.shape[0], param.numel() // param.shape[0]))
+            continue
         for weight, shape in matrices(param):
             parts, shapes = alike.setdefault((weight.device, weight.dtype), ([], []))
             for part in _slices(weight):
                 parts.append(part)
                 shapes.append((part.numel(), *shape))
     total = torch.zeros(2, dtype=wide_dtype(home), device=home)
-    for (_, dtype), (parts, shapes) in alike.items():
-        norms = torch._foreach_norm(parts, 2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-        squares = torch.stack(norms).to(home, total.dtype).square()
+    summed = [(_squares(parts, dtype), shapes) for (_, dtype), (parts, shapes) in alike.items()]
+    if carried[0]:
+        summed.append((torch.stack(carried[0]), carried[1]))
+    for squares, shapes in summed:
+        squares = squares.to(home, total.dtype)
         spread, initial, count = _kept_constants(tuple(shapes), home)
         terms = torch.stack([squares * spread + initial, count])
         total = total + torch.where(torch.isfinite(squares), terms, 0.0).sum(dim=1)
     return total
+
+
+def _squares(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    norms = torch._foreach_norm(parts, 2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    return torch.stack(norms).to(wide_dtype(parts[0].device)).square()
 
 
 def _slices(weight: Tensor) -> Sequence[Tensor]:

@@ -7,7 +7,7 @@ groups are left to the end (:class:`Outcome`), so that a step that breaks off le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -39,6 +39,7 @@ class Step:
             infinite; 0-dimensional, wide.
         home: device of the scalars.
         reduction: how sums over all parameters are taken.
+        squares: sources, and Σθ² of each after the step, as kernels find it on their way.
     """
 
     chunks: Sequence[Chunk]
@@ -50,6 +51,11 @@ class Step:
     relative: Tensor
     home: torch.device
     reduction: Reduction
+    squares: list[tuple[Sequence[Source], Tensor]] = field(default_factory=list)
+
+    def is_atomic(self, chunk: Chunk) -> bool:
+        """Whether an exception in a pass over a chunk comes before its first write."""
+        return chunk.kernel is not None or self.passes.ATOMIC
 
     @cached_property
     def ok_of(self) -> dict[int, Tensor]:

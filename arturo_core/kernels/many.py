@@ -1,0 +1,56 @@
+"""Kernels that take all tensors of a parameter group at once, and what a step asks of them.
+
+They work on the tensors where they are: nothing is packed, cut or copied. A kernel runs the default form without a
+prior; everything else stays with the passes over chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from arturo_core.kernels.passes import CompactObserved, GroupTerms
+
+if TYPE_CHECKING:
+    from arturo_core.algorithm.compact import Gains
+    from arturo_core.step.chunks import Source
+
+
+class Kernel(Protocol):
+    """Passes over many tensors at once; sums are of each source, shape (sources, …), float64.
+
+    An exception comes before the first write.
+    """
+
+    def eligible(self, source: Source) -> bool:
+        """Whether the kernel can work on it: dtypes, and one dense memory order for weights, gradient and state."""
+
+    def survey(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
+        """1 if a gradient is not usable, else 0; and Σθ²."""
+
+    def observe(
+        self,
+        sources: Sequence[Source],
+        gains: Tensor,
+        ok: Tensor,
+        decay: Tensor | None,
+        length: Tensor,
+        maximize: bool,
+    ) -> Tensor:
+        """Σ a²/b, Σ sσ, Σ σ, Σ e²/S, Σ (a/b)². Columns of ``gains``: those of :class:`Gains`, one row a source."""
+
+    def apply(self, sources: Sequence[Source], factor: Tensor, length: Tensor) -> Tensor:
+        """Σθ² after the step."""
+
+
+def observe(
+    kernel: Kernel, sources: Sequence[Source], gains: Gains, terms: GroupTerms, maximize: bool
+) -> CompactObserved:
+    """The first pass over the sources of one parameter group."""
+    table = torch.stack([column.expand(len(sources)) for column in gains], dim=1)
+    sums = kernel.observe(sources, table, terms.ok, terms.decay, terms.length, maximize).sum(dim=0)
+    decrement, stiffness, deviation, surprise, squared = sums.unbind()
+    return CompactObserved(decrement, stiffness, deviation, surprise, squared)

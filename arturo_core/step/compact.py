@@ -1,0 +1,133 @@
+"""A step of the default form: what its two passes take, and what is written at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from arturo_core.algorithm import trust_region
+from arturo_core.algorithm.compact import Gains, Kept, Sums, defers, dual, filters
+from arturo_core.distributed import reductions
+from arturo_core.kernels import many
+from arturo_core.kernels.passes import CompactObserved, GroupTerms
+from arturo_core.reporting.diagnostics import Report
+from arturo_core.step.chunks import Chunk
+from arturo_core.step.transaction import Journal
+from arturo_core.step.work import Outcome, Step, Writes
+
+
+def take(work: Step, level: Tensor, journal: Journal) -> Outcome:
+    """Two passes over the parameters, and the dual in closed form between them."""
+    options, ok = work.options, work.ok
+    terms_of = work.terms()
+    gains, variances = _gains(work, level)
+    layouts = range(len(work.reduction.layouts))
+    rows: dict[Hashable, list[Sequence[Tensor]]] = {(layout, group): [] for layout in layouts for group in work.rates}
+    for chunk, terms, gain in zip(work.chunks, terms_of, gains, strict=True):
+        observed = chunk.change(
+            journal,
+            partial(_observe, work, chunk, gain, terms),
+            chunk.tensors(terms.decay is not None, range(4)),
+            work.is_atomic(chunk),
+        )
+        parts = [one for one in observed if one is not None]
+        rows[chunk.layout, chunk.group].append([torch.full_like(observed.decrement, chunk.elements), *parts])
+    # One row a group; a group that stands still on its device takes no part.
+    total = reductions.totals(rows, 8 if options.prior else 6, work.home)
+    everywhere = journal.once(partial(work.reduction.sum, total.unflatten(0, (len(layouts), len(work.rates)))))
+    elements, decrement, stiffness, deviation, surprise, squared, *of_prior = everywhere.unbind(dim=1)
+    signal, pull = of_prior or (decrement, torch.zeros_like(decrement))
+    lr = torch.stack([rates.lr for rates in work.rates.values()])
+    length = torch.stack([rates.length for rates in work.rates.values()])
+    share = torch.stack([rates.share for rates in work.rates.values()])
+    sums = Sums(elements, decrement, stiffness, signal, pull)
+    multiplier, factors = dual(sums, lr, length, share, work.relative, options)
+    ok = ok * trust_region.usable(multiplier)
+    factors = torch.where((ok > 0.0) & (factors > 0.0), factors, 0.0)
+    factor_of = dict(zip(work.rates, factors.unbind(), strict=True))
+    for chunk, terms in zip(work.chunks, terms_of, strict=True):
+        chunk.change(
+            journal,
+            partial(_apply, work, chunk, factor_of[chunk.group].to(terms.ok), terms),
+            chunk.tensors(True, (0, 3)),
+            work.is_atomic(chunk),
+        )
+        chunk.write_back(journal)
+    pending = _pending(work, factor_of)
+    found = stiffness.sum() / deviation.sum()
+    level = torch.where((ok > 0.0) & torch.isfinite(found) & (found > 0.0), found, level)
+    # Known before the step is taken: reducing what it did would cost every step another collective.
+    squared_length = torch.where(factors > 0.0, factors * factors * squared, 0.0).sum()
+    counters, counts = replace(work, ok=ok).counted()
+    return Outcome(
+        report=Report(multiplier, ok, surprise.sum(), squared_length, elements.sum()),
+        level=level,
+        scalars=([*counters, *variances[0], *pending[0]], [*counts, *variances[1], *pending[1]]),
+    )
+
+
+def _observe(work: Step, chunk: Chunk, gains: Gains, terms: GroupTerms) -> CompactObserved:
+    maximize = work.rates[chunk.group].maximize
+    if chunk.kernel is not None:
+        return many.observe(chunk.kernel, chunk.sources, gains, terms, maximize)
+    return work.passes.compact_observe(
+        chunk.theta, chunk.grad, Kept(*chunk.state), gains, terms, work.options, maximize
+    )
+
+
+def _apply(work: Step, chunk: Chunk, factor: Tensor, terms: GroupTerms) -> None:
+    if chunk.kernel is not None:
+        work.squares.append((chunk.sources, chunk.kernel.apply(chunk.sources, factor, terms.length)))
+    else:
+        work.passes.compact_apply(chunk.theta, Kept(*chunk.state), factor, terms, work.options)
+
+
+def _pending(work: Step, factor_of: Mapping[int, Tensor]) -> Writes:
+    """What of this step's re-centring the next one has to do, yet to be written; ``factor_of`` is f of every group."""
+    held: list[Tensor] = []
+    values: list[Tensor] = []
+    for source in work.sources:
+        factor = factor_of[source.group]
+        if not source.state or not defers(source.theta.dtype, source.state[0].dtype, work.options):
+            factor = torch.zeros_like(factor)
+        taken = work.ok_of[source.group] > 0.0
+        for name, value in (("pending", factor), ("moved", factor * work.rates[source.group].length)):
+            before = source.scalars[name]
+            held.append(before)
+            values.append(torch.where(taken, value, before.to(value)).to(before))
+    return held, values
+
+
+def _gains(work: Step, level: Tensor) -> tuple[list[Gains], Writes]:
+    """The filter's gains of every chunk, and the variances of ĝ after it, yet to be written."""
+    sources = work.sources
+    if not sources:
+        return [], ([], [])
+
+    def column(name: str) -> Tensor:
+        return torch.stack([source.scalars[name].to(work.home) for source in sources]).to(work.ok.dtype)
+
+    ok = torch.stack([work.ok_of[source.group] for source in sources])
+    share = torch.stack([work.rates[source.group].share for source in sources])
+    where = filters(column("step"), column("variance"), share, ok, work.options)
+    variances = [source.scalars["variance"] for source in sources], list(where.variance.unbind())
+    columns = (where.gradient, where.noise, where.predicted, column("pending"), column("moved"))
+    found: list[Gains] = []
+    start = 0
+    for chunk in work.chunks:
+        # Chunks come in the order of the sources; the slices of one share it.
+        if found and not chunk.packed and chunk.kernel is None and chunk.sources[0] is sources[start - 1]:
+            found.append(found[-1])
+            continue
+        like = chunk.state[0]
+        part = slice(start, start + len(chunk.sources))
+        gradient, noise, expected, *last = (chunk.spread(column[part].to(like)) for column in columns)
+        moves = work.ok_of[chunk.group]
+        curvature, common = (moves * work.options.init_covariance).to(like), (moves * torch.log(level)).to(like)
+        found.append(Gains(gradient, noise, curvature, expected, common, *last))
+        start = part.stop
+    return found, variances
