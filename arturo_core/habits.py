@@ -26,8 +26,8 @@ _AVERAGES = (
 _DENOMINATOR = "what keeps Adam's denominator above 0. arTuRO has none: its precisions are positive. Leave it out."
 _SGD = "how SGD averages gradients. arTuRO has no such option: its Kalman filter averages them. Leave it out."
 _KERNELS = (
-    "a choice among the kernels of torch's own optimizers. arTuRO has its own passes: compile=True fuses them. "
-    "Leave it out."
+    "a choice among the kernels of torch's own optimizers. arTuRO has its own: fused=True demands it, and compile=True "
+    "fuses the passes where there is none. Leave it out."
 )
 _BOUND = "a bound on another optimizer's steps. arTuRO has none but its trust region, which lr sizes. Leave it out."
 _DECAY = "how another optimizer decays weights. arTuRO's weight_decay is always decoupled, as AdamW's. Leave it out."
@@ -62,7 +62,7 @@ HABITS: dict[str, str] = {
     **dict.fromkeys(("adam_epsilon", "adamw_epsilon", "opt_eps", "epsilon1", "epsilon2"), _DENOMINATOR),
     **dict.fromkeys((MOMENTUM, "nesterov", "dampening", "use_nesterov", "sgd_momentum", "damp"), _SGD),
     **dict.fromkeys(("momentum_dtype", "mu_dtype", "accumulator_dtype", "master_weights"), _MEMORY),
-    **dict.fromkeys(("fused", "foreach", "jit_compile", "use_triton"), _KERNELS),
+    **dict.fromkeys(("foreach", "jit_compile", "use_triton"), _KERNELS),
     "capturable": "how torch's optimizers are made fit for CUDA graphs. arTuRO has no such option. Leave it out.",
     "differentiable": "how torch's optimizers let gradients pass through a step. arTuRO's step has none. Leave it out.",
     **dict.fromkeys(("amsgrad", "ams_bound", "trust_coefficient", "max_trust", "clip_threshold", "d"), _BOUND),

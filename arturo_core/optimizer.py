@@ -102,6 +102,9 @@ class Arturo(Persistent):
         state_dtype: dtype of the state under narrower parameters: ``torch.float32`` or ``torch.float64``, or its name.
         maximize: ascend instead of descend.
         compile: run the passes through ``torch.compile`` (fewer passes over memory; the first step compiles).
+        fused: take steps by a compiled kernel: None where there is one, True to demand it, False to refuse it. There is
+            one for float32, bfloat16 and float16 weights on the CPU, "adaptive" noise and no prior, where the package
+            was installed with a C++ compiler at hand or from a wheel. Other parameters of the model go the other way.
         process_group: ranks over which the parameters are split (a group, or a mesh), for layouts whose parameters do
             not say so themselves (FSDP1, ``ZeroRedundancyOptimizer``, pipeline stages); sums are then taken over them.
             Plain parameters beside FSDP1's shards count once, and need the same gradients everywhere. Leave it None
@@ -146,6 +149,7 @@ class Arturo(Persistent):
         state_dtype: torch.dtype | str = torch.float32,
         maximize: bool = False,
         compile: bool = False,
+        fused: bool | None = None,
         process_group: ProcessGroup | DeviceMesh | None = None,
     ) -> None:
         self._options = make_options(
@@ -155,6 +159,7 @@ class Arturo(Persistent):
             length_scale=length_scale,
             state_dtype=state_dtype,
             compile=compile,
+            fused=fused,
             temperature=temperature,
             prior_precision=prior_precision,
             precision_momentum=precision_momentum,
@@ -174,6 +179,8 @@ class Arturo(Persistent):
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, habits.MOMENTUM: habits.NO_MOMENTUM}
         check_group(defaults, self._options)
         super().__init__(params, defaults)
+        if fused:
+            select.check_fused((param for group in self.param_groups for param in group["params"]), self._options)
         check_caller((param for group in self.param_groups for param in group["params"]), process_group)
 
     @classmethod

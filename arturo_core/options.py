@@ -107,7 +107,7 @@ NOISE_GAIN = 0.003
 CURVATURE_RANGE = (0.1, 10.0)
 
 # Options of the whole model besides the numbers of PAPER.
-_GLOBAL = ("trust_region", "noise", "kl_rtol", "length_scale", "state_dtype", "compile", "process_group")
+_GLOBAL = ("trust_region", "noise", "kl_rtol", "length_scale", "state_dtype", "compile", "fused", "process_group")
 
 _MEANING = {
     "temperature": "the weight κ of the prior",
@@ -145,6 +145,7 @@ class Options:
     length_scale: float | None
     state_dtype: torch.dtype
     compile: bool
+    fused: bool | None = None  # the default also of pickles that lack it
 
     @property
     def prior(self) -> float:
@@ -160,6 +161,7 @@ def make_options(
     length_scale: float | None,
     state_dtype: torch.dtype | str,
     compile: bool,
+    fused: bool | None = None,
     **given: float | None,
 ) -> Options:
     """Fill in the defaults of the chosen mode and check every value.
@@ -179,6 +181,8 @@ def make_options(
     state_dtype = check_state_dtype(state_dtype)
     if not isinstance(compile, bool):
         raise TypeError(f"Arturo: compile={compile!r} must be True or False.")
+    if fused is not None and not isinstance(fused, bool):
+        raise TypeError(f"Arturo: fused={fused!r} must be True, False, or None: where there is a kernel.")
     if length_scale is not None:
         if noise == "fixed":
             raise ValueError(
@@ -209,6 +213,7 @@ def make_options(
         length_scale=length_scale,
         state_dtype=state_dtype,
         compile=compile,
+        fused=fused,
         **values,
     )
 

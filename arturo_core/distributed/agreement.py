@@ -44,7 +44,8 @@ class Claim:
 
     @classmethod
     def of(cls, groups: Sequence[Mapping[str, Any]], options: Options, home: torch.device) -> Claim:
-        given = {name: str(value) for name, value in asdict(options).items()}
+        # Whichever kernel a rank has, its sums are the same.
+        given = {name: str(value) for name, value in asdict(options).items() if name != "fused"}
         own = {name: given.pop(name) for name in _LOCAL}
         for index, group in enumerate(groups):
             for name in ("weight_decay", "maximize"):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterable
+from typing import cast
 
-from arturo_core.kernels import compiled, eager, reference
+import torch
+from torch import Tensor
+
+from arturo_core.kernels import compiled, cpu, eager, reference
 from arturo_core.kernels.many import Kernel
 from arturo_core.kernels.passes import Passes
 from arturo_core.options import Options
@@ -26,7 +30,39 @@ def fallback() -> Passes:
 
 def kernel(options: Options, home: torch.device) -> Kernel | None:
     """The kernel that takes many tensors at once, if there is one for this step."""
-    return None
+    if options.fused is False or why_not(options) or home.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    return cast(Kernel, cpu)
+
+
+def why_not(options: Options) -> str:
+    """Why no kernel can take the steps of these options; empty if one can."""
+    if options.noise != "adaptive":
+        return 'noise="fixed" has none: leave it out, or fused'
+    if options.prior:
+        return f"prior_precision={options.prior_precision} has none: leave it out, or fused"
+    if options.compile:
+        return "compile=True compiles passes of its own: leave one of the two out"
+    if options.state_dtype == torch.float64:
+        return "state_dtype=torch.float64 has none: leave it out, or fused"
+    return "" if cpu.available() else cpu.why_not()
+
+
+def check_fused(params: Iterable[Tensor], options: Options) -> None:
+    """Refuse ``fused=True`` where there is no kernel.
+
+    Raises:
+        ValueError, RuntimeError: with what works instead.
+    """
+    if reason := why_not(options):
+        raise ValueError(f"Arturo: fused=True demands a kernel, and there is none: {reason}.")
+    for param in params:
+        if param.device.type != "cpu" or param.dtype not in cpu.KINDS:
+            kinds = ", ".join(map(str, cpu.KINDS))
+            raise ValueError(
+                f"Arturo: fused=True demands a kernel, and there is none for {param.dtype} on {param.device}: it takes "
+                f"{kinds} on the CPU. Leave fused out: then what it can take goes through it, and the rest does not."
+            )
 
 
 def chunk_size(options: Options, home: torch.device) -> int:

@@ -109,7 +109,7 @@ def sums(params: Sequence[Tensor], home: torch.device, known: Squares | None = N
     return total
 
 
-def _squares(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def _squares(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
     norms = torch._foreach_norm(parts, 2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     return torch.stack(norms).to(wide_dtype(parts[0].device)).square()
 

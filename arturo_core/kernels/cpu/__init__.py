@@ -17,7 +17,7 @@ from arturo_core.kernels.cpu.library import available, level, loaded, why_not
 from arturo_core.kernels.cpu.table import KINDS, Table, table
 from arturo_core.step.chunks import Source
 
-__all__ = ["Table", "apply", "available", "eligible", "observe", "survey", "table", "why_not"]
+__all__ = ["KINDS", "Table", "apply", "available", "eligible", "observe", "survey", "table", "why_not"]
 
 #: Columns of gains: k, α, v, p, level, f0, f0ℓ0. Columns of what is observed: Σu²sσℓ, Σsσ, Σσ, Σe²/S, Σu²ℓ².
 GAINS, SUMS = 7, 5
@@ -122,9 +122,7 @@ def observe(
     return sums
 
 
-def apply(
-    sources: Sequence[Source] | Table, factor: Tensor, length: Tensor, seeds: Tensor | None = None
-) -> Tensor:
+def apply(sources: Sequence[Source] | Table, factor: Tensor, length: Tensor, seeds: Tensor | None = None) -> Tensor:
     """Take the step θ ← θ − fℓu. Narrow weights are re-centred by what rounding leaves of it, others in the next step.
 
     Args:
