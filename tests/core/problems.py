@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from arturo_core import Arturo
+from arturo_core.kernels import select
 from arturo_core.reporting import readings
 
 #: Every combination of noise and trust region, each with a learning rate (or a bound in nats) that trains.
@@ -100,6 +101,12 @@ def trained(
     params, optimizer = build(options, dtype)
     train(optimizer, params, range(steps))
     return params, optimizer
+
+
+def through(passes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every step go through these passes, and through no kernel that takes many tensors at once."""
+    monkeypatch.setattr(select, "eager", passes)
+    monkeypatch.setattr(select, "kernel", lambda options, home: None)
 
 
 def weights(optimizer: torch.optim.Optimizer) -> list[Tensor]:

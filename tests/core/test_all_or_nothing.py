@@ -73,6 +73,7 @@ def _small_chunks(monkeypatch):
     from arturo_core.kernels import select
 
     monkeypatch.setitem(select.CHUNK, "eager", 1 << 10)
+    monkeypatch.setattr(select, "kernel", lambda options, home: None)
 
 
 @pytest.mark.usefixtures("_small_chunks")
@@ -84,7 +85,7 @@ def test_a_fault_at_any_operation(options, undoable, monkeypatch):
     start = snapshot(optimizer)
     count, end = whole_step(optimizer)
     outcomes = {"nothing": 0, "all": 0, "torn": 0}
-    for at in range(0, count, 23):
+    for at in range(0, count - 1, 23):  # the last is torch's profiler, which closes its record of the step
         victim = twin(optimizer)
         try:
             with Faulty(at):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from problems import PASSES as MODES
+from problems import through
 
 from arturo_core import Arturo
 from arturo_core.kernels import compiled, eager, reference, select
@@ -73,7 +74,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float, what: str
 
 def with_passes(passes: Any, monkeypatch: pytest.MonkeyPatch, *given: Any, chunk: int = 1 << 30) -> Arturo:
     with monkeypatch.context() as patched:
-        patched.setattr(select, "eager", passes)
+        through(passes, patched)
         patched.setitem(select.CHUNK, "eager", chunk)
         return trained(*given)
 

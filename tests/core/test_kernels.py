@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from problems import PASSES as MODES
+from problems import through
 
 from arturo_core import Arturo
 from arturo_core.kernels import compiled, eager, reference, select
@@ -27,7 +28,7 @@ def parameters(dtype: torch.dtype) -> list[torch.nn.Parameter]:
 
 def run(passes: Any, mode: dict[str, Any], dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch) -> Arturo:
     """Twelve steps on a noisy quadratic with some negative curvature, one of them with a NaN."""
-    monkeypatch.setattr(select, "eager", passes)
+    through(passes, monkeypatch)
     monkeypatch.setitem(select.CHUNK, "eager", chunk)
     params = parameters(dtype)
     half = len(params) // 2
@@ -83,7 +84,7 @@ def compare(found: Arturo, expected: Arturo, dtype: torch.dtype) -> None:
 
 
 def one_step(passes: Any, mode: dict[str, Any], start: Callable[[], Arturo], monkeypatch: pytest.MonkeyPatch) -> Arturo:
-    monkeypatch.setattr(select, "eager", passes)
+    through(passes, monkeypatch)
     ours = start()
     ours.step()
     return ours
@@ -164,7 +165,7 @@ def test_every_pass_learns_the_displacement_from_the_rounded_weights(
 ) -> None:
     found = rounded_away(dtype, lambda ours: ours.step)
     through_compiler = rounded_away(dtype, lambda ours: ours.step, compile=True)
-    monkeypatch.setattr(select, "eager", reference)
+    through(reference, monkeypatch)
     expected = rounded_away(dtype, lambda ours: ours.step)
     check_rounded_away(found, expected)
     check_rounded_away(through_compiler, expected)
@@ -174,7 +175,7 @@ def test_float32_weights_under_float64_statistics_round_too(monkeypatch: pytest.
     """A step of 1e-6 is far below the spacing of float32 numbers around 100."""
     options = {"state_dtype": torch.float64}
     through_compiler = rounded_away(torch.float32, _tiny, compile=True, **options)
-    monkeypatch.setattr(select, "eager", reference)
+    through(reference, monkeypatch)
     check_rounded_away(through_compiler, rounded_away(torch.float32, _tiny, **options))
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import MODES, every_noise
+from problems import MODES, every_noise, through
 from torch import Tensor
 from torch.nn import Parameter
 
 from arturo_core import Arturo
 from arturo_core.algorithm import trust_region
-from arturo_core.kernels import eager, reference, select
+from arturo_core.kernels import eager, reference
 
 
 def normal(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -41,7 +41,7 @@ SCALES = [1e-30, 1e-20, 1e-6, 1.0, 1e10, 1e16, 1e17, 9e17]
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_published_form_takes_the_right_step_at_every_scale(scale, passes, monkeypatch):
     """In float32 as in float64, whose range is wide enough for every sum."""
-    monkeypatch.setattr(select, "eager", passes)
+    through(passes, monkeypatch)
     options = {"lr": 1e-3, "noise": "fixed", "trust_region": "kl"}
     found, weights, before = run(options, scale, torch.float32)
     wanted, expected, start = run(options, scale, torch.float64)
@@ -256,7 +256,7 @@ DECAYED = {
 @pytest.mark.parametrize("case", DECAYED)
 def test_weight_decay_does_not_enlarge_the_noise_estimate(case, passes, monkeypatch):
     """Gradients are white noise: R is their variance, whatever decay does to the weights."""
-    monkeypatch.setattr(select, "eager", passes)
+    through(passes, monkeypatch)
     options, size, lowest = DECAYED[case]
     param = Parameter(size * normal((400,), 0).float())
     ours = Arturo([param], **options)
@@ -286,7 +286,7 @@ def test_decay_takes_no_more_than_the_whole_weight():
 @pytest.mark.parametrize("passes", [eager, reference], ids=["eager", "reference"])
 @pytest.mark.parametrize("mode", MODES)
 def test_no_statistic_becomes_subnormal_where_gradients_vanish(mode, passes, monkeypatch):
-    monkeypatch.setattr(select, "eager", passes)
+    through(passes, monkeypatch)
     params = [Parameter(normal((6,), index).float()) for index in range(3)]
     ours = Arturo(params, **MODES[mode])
     for step in range(400):

@@ -28,7 +28,7 @@ NOTHING = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::deta
 BUILDERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
     "adamw": lambda params: AdamW(params, lr=1e-3, weight_decay=0.1, fused=True),
     "adamw foreach": lambda params: AdamW(params, lr=1e-3, weight_decay=0.1, foreach=True),
-    "arturo": lambda params: Arturo(params, lr=1e-3, weight_decay=0.1),
+    "arturo": lambda params: Arturo(params, lr=1e-3, weight_decay=0.1, fused=False),
     "arturo paper": lambda params: Arturo.paper(params, weight_decay=0.1),
 }
 
