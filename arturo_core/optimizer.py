@@ -419,10 +419,13 @@ class Arturo(Persistent):
         )
         level = learning_rate.scalar(bookkeeping.first(self.param_groups)["level"], home)
         attempts = [step, step, replace(step, passes=select.fallback())]
-        held = sum(source.theta.numel() for source in sources)
+        # What kernels do cannot break off in the middle, so it is finished instead of undone.
+        breakable = any(chunk.kernel is None for chunk in work)
+        undoable = breakable and sum(source.theta.numel() for source in sources) <= transaction.UNDOABLE
         try:
             transaction.carry_out(
-                [partial(self._take, attempt, level) for attempt in attempts], undoable=held <= transaction.UNDOABLE
+                [partial(self._take, attempt, level) for attempt in attempts],
+                undoable=undoable,
             )
         except transaction.TornStep:
             self._torn = True

@@ -31,7 +31,7 @@ def table(options: Options) -> tuple[StateTensor, ...]:
 
 def holds(held: Mapping[str, Any] | None, options: Options) -> TypeGuard[Mapping[str, Any]]:
     """Whether a parameter's state has statistics in it; others may keep entries of their own beside them."""
-    return held is not None and any(row.name in held for row in table(options) if not row.scalar)
+    return held is not None and not form_of(options).names.isdisjoint(held)
 
 
 def forget(held: dict[str, Any], options: Options) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -60,6 +61,11 @@ class Form:
     precision: Callable[[Mapping[str, Tensor], float, Options], Tensor]
     curvature: Callable[[Mapping[str, Tensor], Options], Tensor]
     upgraded: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Of the parameter-shaped rows."""
+        return frozenset(row.name for row in self.rows if not row.scalar)
 
 
 def constant(attribute: str) -> Callable[[Tensor, Options], Tensor]:

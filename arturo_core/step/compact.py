@@ -88,18 +88,27 @@ def _apply(work: Step, chunk: Chunk, factor: Tensor, terms: GroupTerms) -> None:
 
 def _pending(work: Step, factor_of: Mapping[int, Tensor]) -> Writes:
     """What of this step's re-centring the next one has to do, yet to be written; ``factor_of`` is f of every group."""
-    held: list[Tensor] = []
-    values: list[Tensor] = []
-    for source in work.sources:
-        factor = factor_of[source.group]
-        if not source.state or not defers(source.theta.dtype, source.state[0].dtype, work.options):
-            factor = torch.zeros_like(factor)
-        taken = work.ok_of[source.group] > 0.0
-        for name, value in (("pending", factor), ("moved", factor * work.rates[source.group].length)):
-            before = source.scalars[name]
-            held.append(before)
-            values.append(torch.where(taken, value, before.to(value)).to(before))
-    return held, values
+    sources = work.sources
+    if not sources:
+        return [], []
+    waits = [defers(source.theta.dtype, source.state[0].dtype, work.options) for source in sources]
+    columns = torch.stack(
+        [
+            torch.stack([work.ok_of[group], factor, factor * work.rates[group].length])
+            for group, factor in factor_of.items()
+        ]
+    )
+    row = {group: index for index, group in enumerate(factor_of)}
+    ok, factor, moved = columns[[row[source.group] for source in sources]].unbind(dim=1)
+    if not all(waits):
+        mask = torch.tensor(waits, device="cpu").to(factor)
+        factor, moved = factor * mask, moved * mask
+    held = [source.scalars["pending"] for source in sources], [source.scalars["moved"] for source in sources]
+    found = [
+        torch.where(ok > 0.0, value, torch.stack([before.to(value) for before in old]))
+        for value, old in zip((factor, moved), held, strict=True)
+    ]
+    return [*held[0], *held[1]], [value for column in found for value in column.unbind()]
 
 
 def _gains(work: Step, level: Tensor) -> tuple[list[Gains], Writes]:
