@@ -7,7 +7,7 @@ prior; everything else stays with the passes over chunks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Kernel(Protocol):
-    """Passes over many tensors at once; sums are of each source, shape (sources, …), float64.
+    """Passes over many tensors at once; they take a table of sources. Sums are of each, shape (sources, …), float64.
 
     An exception comes before the first write.
     """
@@ -28,12 +28,15 @@ class Kernel(Protocol):
     def eligible(self, source: Source) -> bool:
         """Whether the kernel can work on it: dtypes, and one dense memory order for weights, gradient and state."""
 
-    def survey(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
-        """1 if a gradient is not usable, else 0; and Σθ²."""
+    def table(self, sources: Sequence[Source]) -> Any:
+        """What the kernel needs to know of the sources, for all passes of a step."""
+
+    def survey(self, sources: Any, squares: bool) -> tuple[Tensor, Tensor]:
+        """1 if a gradient is not usable, else 0; and Σθ² of each source, if it is asked for."""
 
     def observe(
         self,
-        sources: Sequence[Source],
+        sources: Any,
         gains: Tensor,
         ok: Tensor,
         decay: Tensor | None,
@@ -42,15 +45,13 @@ class Kernel(Protocol):
     ) -> Tensor:
         """Σ a²/b, Σ sσ, Σ σ, Σ e²/S, Σ (a/b)². Columns of ``gains``: those of :class:`Gains`, one row a source."""
 
-    def apply(self, sources: Sequence[Source], factor: Tensor, length: Tensor) -> Tensor:
+    def apply(self, sources: Any, factor: Tensor, length: Tensor) -> Tensor:
         """Σθ² after the step."""
 
 
-def observe(
-    kernel: Kernel, sources: Sequence[Source], gains: Gains, terms: GroupTerms, maximize: bool
-) -> CompactObserved:
-    """The first pass over the sources of one parameter group."""
-    table = torch.stack([column.expand(len(sources)) for column in gains], dim=1)
-    sums = kernel.observe(sources, table, terms.ok, terms.decay, terms.length, maximize).sum(dim=0)
+def observe(kernel: Kernel, table: Any, count: int, gains: Gains, terms: GroupTerms, maximize: bool) -> CompactObserved:
+    """The first pass over a number of sources, of one parameter group."""
+    columns = torch.stack([column.expand(count) for column in gains], dim=1)
+    sums = kernel.observe(table, columns, terms.ok, terms.decay, terms.length, maximize).sum(dim=0)
     decrement, stiffness, deviation, surprise, squared = sums.unbind()
     return CompactObserved(decrement, stiffness, deviation, surprise, squared)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ class Chunk:
     packed: bool  # a copy of several parameters, instead of a slice that shares the memory of one
     layout: int = 0
     kernel: Kernel | None = None  # of many tensors
+    table: Any = None  # what the kernel has made of the sources
     before: list[Tensor] | None = None  # what a pack began with, if it may have to be undone
 
     @property
@@ -123,8 +124,17 @@ def chunks(sources: Iterable[Source], size: int, kernel: Kernel | None = None) -
             rest.append(source)
     for alike in many.values():
         head = alike[0]
+        assert kernel is not None
         yield Chunk(
-            head.theta, head.grad, head.state, head.group, alike, packed=False, layout=head.layout, kernel=kernel
+            head.theta,
+            head.grad,
+            head.state,
+            head.group,
+            alike,
+            packed=False,
+            layout=head.layout,
+            kernel=kernel,
+            table=kernel.table(alike),
         )
     open_packs: dict[tuple[object, ...], list[Source]] = {}
     filled: dict[tuple[object, ...], int] = {}

@@ -73,7 +73,7 @@ def take(work: Step, level: Tensor, journal: Journal) -> Outcome:
 def _observe(work: Step, chunk: Chunk, gains: Gains, terms: GroupTerms) -> CompactObserved:
     maximize = work.rates[chunk.group].maximize
     if chunk.kernel is not None:
-        return many.observe(chunk.kernel, chunk.sources, gains, terms, maximize)
+        return many.observe(chunk.kernel, chunk.table, len(chunk.sources), gains, terms, maximize)
     return work.passes.compact_observe(
         chunk.theta, chunk.grad, Kept(*chunk.state), gains, terms, work.options, maximize
     )
@@ -81,7 +81,7 @@ def _observe(work: Step, chunk: Chunk, gains: Gains, terms: GroupTerms) -> Compa
 
 def _apply(work: Step, chunk: Chunk, factor: Tensor, terms: GroupTerms) -> None:
     if chunk.kernel is not None:
-        work.squares.append((chunk.sources, chunk.kernel.apply(chunk.sources, factor, terms.length)))
+        work.squares.append((chunk.sources, chunk.kernel.apply(chunk.table, factor, terms.length)))
     else:
         work.passes.compact_apply(chunk.theta, Kept(*chunk.state), factor, terms, work.options)
 

@@ -115,7 +115,7 @@ def survey(
     unusable = reductions.unusable([chunk.grad for chunk in chunks if chunk.kernel is None], home)
     for chunk in chunks:
         if chunk.kernel is not None:
-            unusable = torch.maximum(unusable, chunk.kernel.survey(chunk.sources)[0].to(unusable))
+            unusable = torch.maximum(unusable, chunk.kernel.survey(chunk.table, squares=False)[0].to(unusable))
     present, refused = torch.full_like(unusable, bool(chunks)), torch.full_like(unusable, refusal is not None)
     pace = [_pace(groups, home, refusal)] if reduction.distributed else []
     sums, notes = reduction.sum_and_tell(sizes, torch.cat([torch.stack([unusable, present, refused]), *pace]))
