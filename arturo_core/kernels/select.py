@@ -55,7 +55,7 @@ def check_fused(params: Iterable[Tensor], options: Options) -> None:
         ValueError, RuntimeError: with what works instead.
     """
     if reason := why_not(options):
-        raise ValueError(f"Arturo: fused=True demands a kernel, and there is none: {reason}.")
+        raise ValueError(f"Arturo: fused=True demands a kernel, and there is none: {reason.rstrip('.')}.")
     for param in params:
         if param.device.type != "cpu" or param.dtype not in cpu.KINDS:
             kinds = ", ".join(map(str, cpu.KINDS))
