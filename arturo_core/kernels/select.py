@@ -35,8 +35,17 @@ def kernel(options: Options, home: torch.device) -> Kernel | None:
     return cast(Kernel, cpu)
 
 
+def suits(options: Options) -> bool:
+    """Whether a kernel could take the steps of these options, if it is there."""
+    return not _refusal(options)
+
+
 def why_not(options: Options) -> str:
     """Why no kernel can take the steps of these options; empty if one can."""
+    return _refusal(options) or ("" if cpu.available() else cpu.why_not())
+
+
+def _refusal(options: Options) -> str:
     if options.noise != "adaptive":
         return 'noise="fixed" has none: leave it out, or fused'
     if options.prior:
@@ -45,7 +54,7 @@ def why_not(options: Options) -> str:
         return "compile=True compiles passes of its own: leave one of the two out"
     if options.state_dtype == torch.float64:
         return "state_dtype=torch.float64 has none: leave it out, or fused"
-    return "" if cpu.available() else cpu.why_not()
+    return ""
 
 
 def check_fused(params: Iterable[Tensor], options: Options) -> None:
