@@ -378,6 +378,8 @@ def check_group(group: dict[str, Any], options: Options) -> None:
         repeated = group.get(name)
         if name == "state_dtype" and repeated is not None:
             repeated = check_state_dtype(repeated)
+        if name == "fused" and repeated is False:
+            continue  # as in groups copied from torch's optimizers, where it asks for nothing
         if repeated not in (None, getattr(options, name, None)):
             raise ValueError(
                 f"Arturo: {name} cannot differ between parameter groups, because one multiplier couples all "

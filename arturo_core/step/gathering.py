@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -79,7 +80,7 @@ def survey(
     options: Options,
     home: torch.device,
     refusal: Exception | None = None,
-    known: weight_scale.Squares | None = None,
+    squares: weight_scale.Squares | None = None,
 ) -> Survey:
     """Look at the weights, gradients and learning rates of all ranks, replicas too, in one reduction.
 
@@ -92,7 +93,7 @@ def survey(
         options: of the optimizer.
         home: where scalars live.
         refusal: why this rank cannot take the step (:func:`arturo_core.distributed.agreement.refusal`).
-        known: Σθ² of weights that the last step has left.
+        squares: of the weights that kernels work on, as the last step has left them.
 
     Raises:
         Exception: the refusal of this rank.
@@ -105,6 +106,11 @@ def survey(
     sized = form_of(options).sized and options.trust_region == "rms"
     # As long on every rank, also where a learning rate of 0 on one of them alone leaves a group out there.
     shape = (len(reduction.layouts), len(groups) if sized else 0, 2)
+    known: dict[int, Tensor] = {}
+    for chunk in chunks if sized else ():
+        if squares is not None and chunk.kernel is not None:
+            params = [source.param for source in chunk.sources]
+            known |= squares.of(params, partial(_squares, chunk))
     sizes = torch.zeros(shape, dtype=wide_dtype(home), device=home)
     for index in moving if sized and refusal is None else ():
         held = [param for param in groups[index]["params"] if holds(state.get(param), options)]
@@ -129,6 +135,11 @@ def survey(
         rates = [learning_rate.scalar(groups[index]["lr"] if refusal is None else torch.inf, home) for index in moving]
         relative = weight_scale.radius(torch.stack([sums[index] for index in moving]), rates)
     return Survey(relative, ok.to(sums), is_readable(present) and not bool(present))
+
+
+def _squares(chunk: Chunk) -> Tensor:
+    assert chunk.kernel is not None
+    return chunk.kernel.survey(chunk.table, squares=True)[1]
 
 
 def _raise(refusal: Exception | None, differ: bool, refused: bool) -> None:

@@ -20,7 +20,7 @@ thus ends as the largest does that asks for no more. Its warm-up ends sooner, an
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -59,7 +59,11 @@ def radius(sums: Tensor, rates: Sequence[Tensor]) -> Tensor:
 
 
 class Squares:
-    """Σθ² of plain weights after the last step, where a kernel found it on its way, while nobody changes them."""
+    """Σθ² of plain weights that a kernel works on: it finds it on its way, for the next step, if nobody changes them.
+
+    What a kernel would find now is the same to the bit, so a run that is resumed goes on as if it had not been
+    interrupted.
+    """
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Tensor, int, int, Tensor]] = {}
@@ -70,23 +74,31 @@ class Squares:
             if param is not None:
                 self._known[id(param)] = (param, param._version, param.data_ptr(), square)
 
-    def of(self, param: Tensor) -> Tensor | None:
-        """Σθ², 0-dimensional, or None if it has to be summed."""
+    def of(self, params: Sequence[Tensor | None], find: Callable[[], Tensor]) -> dict[int, Tensor]:
+        """Σθ² of plain parameters as they are now, by the parameter's id; 0-dimensional.
+
+        Args:
+            params: those that a kernel works on in this step; None for what is no plain tensor.
+            find: sums the squares of all of them anew, shape (params,).
+        """
+        if not all(param is None or self._is_known(param) for param in params):
+            self.keep(params, find())
+        return {id(param): self._known[id(param)][3] for param in params if param is not None}
+
+    def _is_known(self, param: Tensor) -> bool:
         found = self._known.get(id(param))
-        if found is None or found[0] is not param or found[1:3] != (param._version, param.data_ptr()):
-            return None
-        return found[3]
+        return found is not None and found[0] is param and found[1:3] == (param._version, param.data_ptr())
 
 
-def sums(params: Sequence[Tensor], home: torch.device, known: Squares | None = None) -> Tensor:
+def sums(params: Sequence[Tensor], home: torch.device, known: Mapping[int, Tensor] | None = None) -> Tensor:
     """Σ(θ²/min(m, n) + φ/(m n)) and the number of elements over the matrices; shape (2,), wide, on ``home``.
 
-    Of sharded matrices the elements on this rank; m and n are those of the whole.
+    Of sharded matrices the elements on this rank; m and n are those of the whole. ``known`` holds Σθ² of some of them.
     """
     alike: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Shape]]] = {}
     carried: tuple[list[Tensor], list[Shape]] = ([], [])
     for param in params:
-        square = None if known is None or param.dim() < 2 else known.of(param)
+        square = None if known is None or param.dim() < 2 else known.get(id(param))
         if square is not None:
             carried[0].append(square)
             elements = param.numel() * (2 if param.is_complex() else 1)

@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from arturo_core import Arturo
-from arturo_core.kernels import eager
+from arturo_core.kernels import eager, select
 from arturo_core.step import transaction
 from arturo_core.step.transaction import TornStep
 
@@ -70,8 +70,6 @@ def whole_step(optimizer: Arturo) -> tuple[int, Any]:
 
 @pytest.fixture
 def _small_chunks(monkeypatch):
-    from arturo_core.kernels import select
-
     monkeypatch.setitem(select.CHUNK, "eager", 1 << 10)
     monkeypatch.setattr(select, "kernel", lambda options, home: None)
 
@@ -192,6 +190,7 @@ def test_a_signal_waits_until_the_step_is_over(number, monkeypatch):
 
     before = signal.signal(number, handler)
     monkeypatch.setattr(eager, "compact_apply", interrupted)
+    monkeypatch.setattr(select, "kernel", lambda options, home: None)
     try:
         for param, grad in zip(params, gradients(params, 0), strict=True):
             param.grad = grad

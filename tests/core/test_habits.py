@@ -25,7 +25,7 @@ OF_TORCH = sorted(
     - {"defaults"}
 )
 
-VALUES: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "momentum": 0.9, "amsgrad": True, "fused": True}
+VALUES: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "momentum": 0.9, "amsgrad": True}
 
 
 def weights() -> list[nn.Parameter]:
@@ -33,7 +33,7 @@ def weights() -> list[nn.Parameter]:
 
 
 def test_the_table_has_the_options_of_torch() -> None:
-    assert {"betas", "eps", "momentum", "amsgrad", "fused", "foreach", "nesterov", "dampening", "rho"} <= set(OF_TORCH)
+    assert {"betas", "eps", "momentum", "amsgrad", "foreach", "nesterov", "dampening", "rho"} <= set(OF_TORCH)
     assert [name for name in OF_TORCH if name not in HABITS] == []
     assert not HABITS.keys() & inspect.signature(Arturo).parameters.keys(), "no option of ours is refused"
 

@@ -61,7 +61,7 @@ def test_implementation_flags_are_absent(kwargs):
 
 @every_input
 def test_flags_of_other_implementations_are_refused(kwargs):
-    for flag in ("foreach", "fused", "differentiable", "capturable"):
+    for flag in ("foreach", "differentiable", "capturable"):
         with pytest.raises(TypeError, match=flag):
             Arturo([Parameter(torch.randn(2))], **kwargs, **{flag: True})
         Arturo([Parameter(torch.randn(2))], **kwargs, **{flag: False})  # what is off asks for nothing

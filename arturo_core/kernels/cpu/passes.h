@@ -266,7 +266,13 @@ inline void add_squares(const float *x, int count, Sums<1> &sums) {
         lanes = multiply_add(one, one, lanes);
     }
     sums.add(0, lanes);
-    for (; i < count; i++) sums.wide[0][0] += (double)x[i] * x[i];
+    if (i < count) {
+        // As apply_wide does it: the sums are the same to the bit, and so is a run that is resumed.
+        float rest[WIDTH] = {};
+        memcpy(rest, x + i, (count - i) * sizeof(float));
+        const F last = load(rest);
+        sums.add(0, last * last);
+    }
 }
 
 // Squares that leave float32, or vanish in it, are summed anew in double precision.
