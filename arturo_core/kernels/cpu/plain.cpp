@@ -1,0 +1,88 @@
+// The passes in whatever vectors of four the compiler's target has: SSE2, NEON, or none.
+
+#include "path.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace {
+
+constexpr int WIDTH = 4;
+typedef float F __attribute__((vector_size(16)));
+typedef int32_t I __attribute__((vector_size(16)));
+typedef uint32_t U __attribute__((vector_size(16)));
+typedef uint16_t H __attribute__((vector_size(8)));
+
+inline F multiply_add(F a, F b, F c) { return a * b + c; }
+
+// NaN in x stays.
+inline F minimum(F bound, F x) {
+    const I over = x > bound;
+    return (F)((over & (I)bound) | (~over & (I)x));
+}
+inline F maximum(F bound, F x) {
+    const I under = x < bound;
+    return (F)((under & (I)bound) | (~under & (I)x));
+}
+
+inline void root(F x, F &result, F &inverse) {
+    for (int j = 0; j < WIDTH; j++) result[j] = std::sqrt(x[j]);
+    inverse = 1.0f / result;
+}
+
+// a/b of b in [0.1, 10].
+inline F ratio(F a, F b) { return a / b; }
+
+inline F load(const uint16_t *from) {
+    H bits;
+    memcpy(&bits, from, sizeof bits);
+    return (F)(__builtin_convertvector(bits, I) << 16);
+}
+inline void store(uint16_t *to, F x) {
+    const H bits = __builtin_convertvector((U)x >> 16, H);
+    memcpy(to, &bits, sizeof bits);
+}
+
+void half_to_float(const uint16_t *from, float *to, int count) {
+    for (int i = 0; i < count; i++) {
+        const uint32_t magnitude = from[i] & 0x7fffu, sign = (uint32_t)(from[i] & 0x8000u) << 16;
+        uint32_t bits;
+        if (magnitude < 0x400u) {
+            const float x = (float)magnitude * 5.9604644775390625e-8f;  // 2^-24
+            memcpy(&bits, &x, 4);
+        } else {
+            bits = (magnitude << 13) + (magnitude < 0x7c00u ? 112u << 23 : 224u << 23);
+        }
+        bits |= sign;
+        memcpy(to + i, &bits, 4);
+    }
+}
+
+void float_to_half(const float *from, uint16_t *to, int count) {
+    for (int i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, 4);
+        const uint32_t magnitude = bits & 0x7fffffffu;
+        uint32_t half;
+        if (magnitude > 0x7f800000u) {
+            half = 0x7e00u;
+        } else if (magnitude >= 0x477ff000u) {
+            half = 0x7c00u;  // 65520 and more
+        } else if (magnitude < 0x38800000u) {
+            float x;
+            memcpy(&x, &magnitude, 4);
+            x += 0.5f;  // whose last bit is 2^-24, that of the smallest number
+            memcpy(&half, &x, 4);
+            half -= 0x3f000000u;
+        } else {
+            half = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
+        }
+        to[i] = (uint16_t)(half | (bits >> 16 & 0x8000u));
+    }
+}
+
+}  // namespace
+
+#include "passes.h"
+
+const arturo::Path arturo::plain = {survey, observe, apply, squares};

@@ -1,0 +1,60 @@
+"""What the library reads of many tensors: addresses, element types and blocks, made once for all passes of a step."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from array import array
+from collections.abc import Sequence
+
+import torch
+
+from arturo_core.kernels.cpu.library import loaded
+from arturo_core.step.chunks import Source
+
+#: Numbers of the element types in the library.
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+#: Bytes of a block's entry.
+_ENTRY = 16
+
+
+class Table:
+    """Sources and their addresses; valid as long as no tensor of them gets other memory.
+
+    Every function takes a table wherever it takes sources, and saves the time of making one.
+    """
+
+    __slots__ = ("addresses", "arguments", "kinds", "sources")
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        self.addresses = array(
+            "Q", [tensor.data_ptr() for source in sources for tensor in (source.theta, source.grad, *source.state)]
+        )
+        kinds = KINDS
+        self.kinds = bytes(
+            [
+                kinds[tensor.dtype]
+                for source in sources
+                for tensor in (source.theta, source.grad, source.state[0])
+            ]
+        )
+        blocks, count = _blocks(tuple([source.theta.numel() for source in sources]))
+        self.arguments = (self.addresses.buffer_info()[0], self.kinds, len(sources), blocks, count)
+
+
+def table(sources: Sequence[Source] | Table) -> Table:
+    """The table of these sources, or the table itself."""
+    return sources if isinstance(sources, Table) else Table(sources)
+
+
+@functools.lru_cache(maxsize=64)
+def _blocks(counts: tuple[int, ...]) -> tuple[bytes, int]:
+    numbers = array("q", counts)
+    address, sources = numbers.buffer_info()
+    count = int(loaded().arturo_count_blocks(address, sources))
+    entries = bytearray(count * _ENTRY + 1)
+    held = (ctypes.c_char * len(entries)).from_buffer(entries)
+    loaded().arturo_make_blocks(address, sources, held)
+    return bytes(entries), count
