@@ -9,34 +9,26 @@
 
 namespace {
 
-constexpr int WIDTH = 8;
-typedef float F __attribute__((vector_size(32)));
-typedef int32_t I __attribute__((vector_size(32)));
-typedef uint32_t U __attribute__((vector_size(32)));
+typedef float V __attribute__((vector_size(32)));
+typedef int32_t VI __attribute__((vector_size(32)));
+typedef uint32_t VU __attribute__((vector_size(32)));
 
-inline F multiply_add(F a, F b, F c) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+inline V multiply_add(V a, V b, V c) { return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 
 // NaN in x stays: the instruction returns its second operand then.
-inline F minimum(F bound, F x) { return (F)_mm256_min_ps((__m256)bound, (__m256)x); }
-inline F maximum(F bound, F x) { return (F)_mm256_max_ps((__m256)bound, (__m256)x); }
+inline V minimum(V bound, V x) { return (V)_mm256_min_ps((__m256)bound, (__m256)x); }
+inline V maximum(V bound, V x) { return (V)_mm256_max_ps((__m256)bound, (__m256)x); }
 
-// From twelve bits by one step of Goldschmidt's iteration; the root's remainder corrects its last bit.
-inline void root(F x, F &result, F &inverse) {
-    const F guess = (F)_mm256_rsqrt_ps((__m256)x), half = guess * 0.5f, near = x * guess;
-    const F error = multiply_add(-near, half, 0.5f - F{});
-    const F nearer = multiply_add(near, error, near), better = multiply_add(half, error, half);
-    result = multiply_add(multiply_add(-nearer, nearer, x), better, nearer);
-    inverse = better + better;
-}
+inline V root(V x) { return (V)_mm256_sqrt_ps((__m256)x); }
 
-// a/b of b in [0.1, 10].
-inline F ratio(F a, F b) { return a / b; }
+// a/b of a b between 1e-20 and 1e20.
+inline V ratio(V a, V b) { return a / b; }
 
-inline F load(const uint16_t *from) {
+inline void read(V &x, const uint16_t *from) {
     const __m128i bits = _mm_loadu_si128((const __m128i *)from);
-    return (F)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+    x = (V)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
 }
-inline void store(uint16_t *to, F x) {
+inline void write(uint16_t *to, V x) {
     const __m256i high = _mm256_srli_epi32((__m256i)x, 16);
     const __m128i bits = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
     _mm_storeu_si128((__m128i *)to, bits);
@@ -55,6 +47,13 @@ inline void float_to_half(const float *from, uint16_t *to, int count) {
         _mm_storeu_si128((__m128i *)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), nearest));
     for (; i < count; i++) to[i] = (uint16_t)_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(from[i]), nearest));
 }
+
+// What the passes compute with at a time.
+#ifndef ARTURO_VECTOR
+#define ARTURO_VECTOR Pair<V>
+#endif
+template <class A> struct Pair;
+typedef ARTURO_VECTOR F;
 
 }  // namespace
 

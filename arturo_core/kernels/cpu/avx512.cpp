@@ -1,4 +1,4 @@
-// The passes in vectors of sixteen: AVX-512 F, BW, DQ and VL.
+// The passes in vectors of sixteen: AVX-512 V, BW, DQ and VL.
 
 #include "path.h"
 
@@ -9,37 +9,33 @@
 
 namespace {
 
-constexpr int WIDTH = 16;
-typedef float F __attribute__((vector_size(64)));
-typedef int32_t I __attribute__((vector_size(64)));
-typedef uint32_t U __attribute__((vector_size(64)));
+typedef float V __attribute__((vector_size(64)));
+typedef int32_t VI __attribute__((vector_size(64)));
+typedef uint32_t VU __attribute__((vector_size(64)));
 
-inline F multiply_add(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+inline V multiply_add(V a, V b, V c) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 
 // NaN in x stays: the instruction returns its second operand then.
-inline F minimum(F bound, F x) { return (F)_mm512_min_ps((__m512)bound, (__m512)x); }
-inline F maximum(F bound, F x) { return (F)_mm512_max_ps((__m512)bound, (__m512)x); }
+inline V minimum(V bound, V x) { return (V)_mm512_min_ps((__m512)bound, (__m512)x); }
+inline V maximum(V bound, V x) { return (V)_mm512_max_ps((__m512)bound, (__m512)x); }
 
-// From fourteen bits by one step of Goldschmidt's iteration; the root's remainder corrects its last bit.
-inline void root(F x, F &result, F &inverse) {
-    const F guess = (F)_mm512_rsqrt14_ps((__m512)x), half = guess * 0.5f, near = x * guess;
-    const F error = multiply_add(-near, half, 0.5f - F{});
-    const F nearer = multiply_add(near, error, near), better = multiply_add(half, error, half);
-    result = multiply_add(multiply_add(-nearer, nearer, x), better, nearer);
-    inverse = better + better;
+// From fourteen bits by one step of Goldschmidt's iteration; x is neither zero nor subnormal.
+inline V root(V x) {
+    const V guess = (V)_mm512_rsqrt14_ps((__m512)x), near = x * guess;
+    return multiply_add(near, multiply_add(-near, guess * 0.5f, 0.5f - V{}), near);
 }
 
-// a/b of b in [0.1, 10].
-inline F ratio(F a, F b) {
-    const F guess = (F)_mm512_rcp14_ps((__m512)b);
-    return a * multiply_add(guess, multiply_add(-b, guess, 1.0f - F{}), guess);
+// a/b of a b between 1e-20 and 1e20.
+inline V ratio(V a, V b) {
+    const V guess = (V)_mm512_rcp14_ps((__m512)b);
+    return a * multiply_add(guess, multiply_add(-b, guess, 1.0f - V{}), guess);
 }
 
-inline F load(const uint16_t *from) {
+inline void read(V &x, const uint16_t *from) {
     const __m256i bits = _mm256_loadu_si256((const __m256i *)from);
-    return (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+    x = (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
 }
-inline void store(uint16_t *to, F x) {
+inline void write(uint16_t *to, V x) {
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)x, 16)));
 }
 
@@ -56,6 +52,13 @@ inline void float_to_half(const float *from, uint16_t *to, int count) {
         _mm256_storeu_si256((__m256i *)(to + i), _mm512_cvtps_ph(_mm512_loadu_ps(from + i), nearest));
     for (; i < count; i++) to[i] = (uint16_t)_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(from[i]), nearest));
 }
+
+// What the passes compute with at a time.
+#ifndef ARTURO_VECTOR
+#define ARTURO_VECTOR Pair<V>
+#endif
+template <class A> struct Pair;
+typedef ARTURO_VECTOR F;
 
 }  // namespace
 

@@ -12,6 +12,11 @@ using namespace arturo;
 
 // Elements between additions to sums in double precision; also those of the buffers for narrow types.
 constexpr int TILE = 512;
+// Elements of a stage of an update.
+#ifndef ARTURO_STAGE
+#define ARTURO_STAGE 128
+#endif
+constexpr int STAGE = ARTURO_STAGE;
 // Elements of float32 in a cache line.
 constexpr int LINE = 16;
 // How far ahead memory is asked for, in bytes.
@@ -24,75 +29,164 @@ constexpr float LEAST_VARIANCE = 1e-36f;
 constexpr float LARGEST_DIRECTION = 1e30f;
 constexpr float CURVATURE_STEP = 0.1f;
 constexpr float CURVATURE_LEAST = 0.1f, CURVATURE_MOST = 10.0f;
-constexpr float PER_MOVED = 1e4f;
+constexpr float MOVED = 1e-4f;
+constexpr float FARTHEST = 1e15f;
 constexpr int32_t UNUSABLE = 0x5d5e0b6b;  // the bits of 1e18
 // Up to this |level| the exponential needs no reduction of its range.
 constexpr float SMALL_LEVEL = 0.25f;
 
-typedef double D __attribute__((vector_size(8 * WIDTH)));
+// Two or more vectors that go through every operation side by side, so that a processor has work while it waits.
+template <class A> struct Pair {
+    A low, high;
+};
 
-inline F splat(float x) { return x - F{}; }
-inline I splat_bits(uint32_t x) { return (int32_t)x - I{}; }
-inline F pick(I mask, F yes, F no) { return (F)((mask & (I)yes) | (~mask & (I)no)); }
-inline F magnitude(F x) { return (F)((I)x & splat_bits(0x7fffffffu)); }
-inline F unless_negligible(F x) { return (F)((I)x & (magnitude(x) > splat(NEGLIGIBLE))); }
-inline F clamp(F x, F least, F most) { return minimum(most, maximum(least, x)); }
-inline I shifted(I x, int bits) { return (I)((U)x >> bits); }
+#define ARTURO_BINARY(name)                                                              \
+    template <class A, class B> inline auto operator name(Pair<A> x, Pair<B> y) {        \
+        return Pair<decltype(x.low name y.low)>{x.low name y.low, x.high name y.high};   \
+    }
+ARTURO_BINARY(+)
+ARTURO_BINARY(-)
+ARTURO_BINARY(*)
+ARTURO_BINARY(/)
+ARTURO_BINARY(&)
+ARTURO_BINARY(|)
+ARTURO_BINARY(^)
+ARTURO_BINARY(>)
+#undef ARTURO_BINARY
+template <class A> inline Pair<A> operator-(Pair<A> x) { return {-x.low, -x.high}; }
+template <class A> inline Pair<A> operator<<(Pair<A> x, int bits) { return {x.low << bits, x.high << bits}; }
 
-inline F load(const float *from) {
-    F x;
-    memcpy(&x, from, sizeof x);
-    return x;
+template <class A> inline Pair<A> multiply_add(Pair<A> x, Pair<A> y, Pair<A> z) {
+    return {multiply_add(x.low, y.low, z.low), multiply_add(x.high, y.high, z.high)};
 }
-inline void store(float *to, F x) { memcpy(to, &x, sizeof x); }
+template <class A> inline Pair<A> minimum(Pair<A> bound, Pair<A> x) {
+    return {minimum(bound.low, x.low), minimum(bound.high, x.high)};
+}
+template <class A> inline Pair<A> maximum(Pair<A> bound, Pair<A> x) {
+    return {maximum(bound.low, x.low), maximum(bound.high, x.high)};
+}
+template <class A> inline Pair<A> root(Pair<A> x) { return {root(x.low), root(x.high)}; }
+template <class A> inline Pair<A> ratio(Pair<A> x, Pair<A> y) {
+    return {ratio(x.low, y.low), ratio(x.high, y.high)};
+}
+
+// The bits of numbers, and back.
+inline VI bits(V x) { return (VI)x; }
+inline V real(VI x) { return (V)x; }
+inline VI shifted(VI x, int by) { return (VI)((VU)x >> by); }
+template <class A> inline auto bits(Pair<A> x) { return Pair<decltype(bits(x.low))>{bits(x.low), bits(x.high)}; }
+template <class A> inline auto real(Pair<A> x) { return Pair<decltype(real(x.low))>{real(x.low), real(x.high)}; }
+template <class A> inline Pair<A> shifted(Pair<A> x, int by) { return {shifted(x.low, by), shifted(x.high, by)}; }
+
+inline void fill(V &v, float x) { v = x - V{}; }
+inline void fill(VI &v, int32_t x) { v = x - VI{}; }
+template <class A, class X> inline void fill(Pair<A> &v, X x) {
+    fill(v.low, x);
+    v.high = v.low;
+}
+inline void read(V &v, const float *from) { memcpy(&v, from, sizeof v); }
+inline void write(float *to, V v) { memcpy(to, &v, sizeof v); }
+template <class A, class T> inline void read(Pair<A> &v, const T *from) {
+    read(v.low, from);
+    read(v.high, from + sizeof(A) / 4);
+}
+template <class A, class T> inline void write(T *to, Pair<A> v) {
+    write(to, v.low);
+    write(to + sizeof(A) / 4, v.high);
+}
+// The numbers 0, 1, 2 ... times a factor.
+inline void count_up(VI &v, uint32_t first, uint32_t factor) {
+    for (unsigned j = 0; j < sizeof v / 4; j++) v[j] = (int32_t)((first + j) * factor);
+}
+template <class A> inline void count_up(Pair<A> &v, uint32_t first, uint32_t factor) {
+    count_up(v.low, first, factor);
+    count_up(v.high, first + sizeof(A) / 4, factor);
+}
+
+// Adds to a sum of one vector's width, to spare registers: a sum that waits in memory costs more than all arithmetic.
+inline void add_to(V &sum, V x) { sum = sum + x; }
+inline void add_product_to(V &sum, V x, V y) { sum = multiply_add(x, y, sum); }
+template <class A> inline void add_to(V &sum, Pair<A> x) {
+    add_to(sum, x.low);
+    add_to(sum, x.high);
+}
+template <class A> inline void add_product_to(V &sum, Pair<A> x, Pair<A> y) {
+    add_product_to(sum, x.low, y.low);
+    add_product_to(sum, x.high, y.high);
+}
+
+typedef decltype(bits(F{})) I;
+constexpr int WIDTH = sizeof(F) / sizeof(float);
+static_assert(WIDTH % LINE == 0 && STAGE % WIDTH == 0, "a vector is whole cache lines, and a stage whole vectors");
+
+inline F splat(float x) {
+    F v;
+    fill(v, x);
+    return v;
+}
+inline I splat_bits(uint32_t x) {
+    I v;
+    fill(v, (int32_t)x);
+    return v;
+}
+template <class T> inline F load(const T *from) {
+    F v;
+    read(v, from);
+    return v;
+}
+template <class T> inline void store(T *to, F v) { write(to, v); }
+
+inline F magnitude(F x) { return real(bits(x) & splat_bits(0x7fffffffu)); }
+inline F unless_negligible(F x) { return real(bits(x) & (magnitude(x) > splat(NEGLIGIBLE))); }
+inline F clamp(F x, F least, F most) { return minimum(most, maximum(least, x)); }
 
 inline void ask(const void *address) { __builtin_prefetch(address); }
-template <class T> inline void ask_state(const T *address, int at) {
-    if (sizeof(T) == 4 || at % (2 * LINE) == 0) __builtin_prefetch((const char *)(address + at) + ARTURO_AHEAD, 1);
+// The WIDTH elements from `at` on.
+template <class T> inline void ask(const T *address, int at) {
+    constexpr int step = LINE * 4 / sizeof(T);
+    if (step > WIDTH && at % step) return;
+    for (int j = 0; j < WIDTH; j += step) __builtin_prefetch((const char *)(address + at + j) + ARTURO_AHEAD, 1);
 }
 
-// exp of |x| <= 3; below 0.36 without reduction of the range.
+// exp of |x| <= 3; below 0.35 without reduction of the range. The relative error is below 4e-9 before rounding.
 template <bool SMALL> inline F exponential(F x) {
     I power = {};
     if (!SMALL) {
         const F magic = splat(12582912.0f);
         F turns = multiply_add(x, splat(1.44269504f), magic);
-        power = (I)turns << 23;
+        power = bits(turns) << 23;
         turns = turns - magic;
         x = multiply_add(turns, splat(-0.693145752f), x);
         x = multiply_add(turns, splat(-1.42860677e-6f), x);
     }
-    F y = multiply_add(x, splat(1.0f / 720.0f), splat(1.0f / 120.0f));
-    y = multiply_add(x, y, splat(1.0f / 24.0f));
-    y = multiply_add(x, y, splat(1.0f / 6.0f));
-    y = multiply_add(x, y, splat(0.5f));
-    y = multiply_add(x, y, splat(1.0f));
-    y = multiply_add(x, y, splat(1.0f));
-    return SMALL ? y : (F)((I)y + power);
+    const F square = x * x;
+    F high = multiply_add(x, splat(0.00836941f), splat(0.04166846f));
+    high = multiply_add(square, splat(0.00138132f), high);
+    const F low = multiply_add(x, splat(0.16666515f), splat(0.49999993f));
+    const F y = multiply_add(multiply_add(high, square, low), square, splat(1.0f) + x);
+    return SMALL ? y : real(bits(y) + power);
 }
 
 // 32 random bits of each of WIDTH consecutive elements; `index` is that of the first, `salt` the key and the index's
 // upper half. See arturo_core/kernels/random_bits.py.
 inline I random_bits(uint32_t index, uint32_t salt) {
-    U lane;
-    for (int j = 0; j < WIDTH; j++) lane[j] = (uint32_t)j * 0x9E3779B1u;
-    U x = (lane + (uint32_t)(index * 0x9E3779B1u)) ^ salt;
-    x ^= x >> 16;
-    x *= 0x7feb352du;
-    x ^= x >> 15;
-    x *= 0x846ca68bu;
-    x ^= x >> 16;
-    return (I)x;
+    I x;
+    count_up(x, 0, 0x9E3779B1u);
+    x = (x + splat_bits(index * 0x9E3779B1u)) ^ splat_bits(salt);
+    x = (x ^ shifted(x, 16)) * splat_bits(0x7feb352du);
+    x = (x ^ shifted(x, 15)) * splat_bits(0x846ca68bu);
+    return x ^ shifted(x, 16);
 }
 
 // How numbers of the state are rounded: each of these returns what is kept, as float32.
 inline F at_random(float *, F x, I) { return x; }
 inline F to_nearest(float *, F x) { return x; }
-inline F at_random(uint16_t *, F x, I noise) { return (F)(((I)x + noise) & splat_bits(0xffff0000u)); }
+inline F at_random(uint16_t *, F x, I noise) { return real((bits(x) + noise) & splat_bits(0xffff0000u)); }
 inline F to_nearest(uint16_t *to, F x) {
-    return at_random(to, x, (shifted((I)x, 16) & splat_bits(1)) + splat_bits(0x7fff));
+    return at_random(to, x, (shifted(bits(x), 16) & splat_bits(1)) + splat_bits(0x7fff));
 }
 
+inline float widened(float x) { return x; }
 inline float widened(uint16_t bits) {
     const uint32_t wide = (uint32_t)bits << 16;
     float x;
@@ -128,18 +222,15 @@ inline const float *as_float(const void *tensor, uint8_t kind, int64_t at, float
 }
 
 template <int N> struct Sums {
-    D wide[N] = {};
-    double rest[N] = {};
-    // Lanes of one tile; of the elements of a buffer the first `count`.
-    void add(const F *lanes) {
-        for (int k = 0; k < N; k++) wide[k] += __builtin_convertvector(lanes[k], D);
-    }
-    void add(const F *lanes, int count) {
-        for (int k = 0; k < N; k++)
-            for (int j = 0; j < count; j++) rest[k] += lanes[k][j];
+    double wide[N][WIDTH] = {};
+    template <class A> void add(int k, A lanes) {
+        constexpr int count = sizeof(A) / sizeof(float);
+        float numbers[count];
+        write(numbers, lanes);
+        for (int j = 0; j < count; j++) wide[k][j] += numbers[j];
     }
     double total(int k) const {
-        double sum = rest[k];
+        double sum = 0.0;
         for (int j = 0; j < WIDTH; j++) sum += wide[k][j];
         return sum;
     }
@@ -151,33 +242,31 @@ inline bool unusable(const float *grad, int count) {
     const I mask = splat_bits(0x7fffffffu), limit = splat_bits(UNUSABLE - 1);
     I bad = {};
     int i = 0;
-    for (; i + LINE <= count; i += LINE) {
-        ask((const char *)(grad + i) + ARTURO_AHEAD);
-        for (int j = 0; j < LINE; j += WIDTH) bad |= ((I)load(grad + i + j) & mask) > limit;
+    for (; i + WIDTH <= count; i += WIDTH) {
+        for (int j = i; j < i + WIDTH; j += LINE) ask((const char *)(grad + j) + ARTURO_AHEAD);
+        bad = bad | ((bits(load(grad + i)) & mask) > limit);
     }
-    int32_t any = 0;
-    for (int j = 0; j < WIDTH; j++) any |= bad[j];
+    int32_t lanes[WIDTH], any = 0;
+    memcpy(lanes, &bad, sizeof lanes);
+    for (int j = 0; j < WIDTH; j++) any |= lanes[j];
     for (; i < count; i++) {
-        int32_t bits;
-        memcpy(&bits, grad + i, 4);
-        any |= (bits & 0x7fffffff) >= UNUSABLE;
+        int32_t number;
+        memcpy(&number, grad + i, 4);
+        any |= (number & 0x7fffffff) >= UNUSABLE;
     }
     return any != 0;
 }
 
 inline void add_squares(const float *x, int count, Sums<1> &sums) {
-    F lanes[2] = {};
+    F lanes = {};
     int i = 0;
-    for (; i + LINE <= count; i += LINE) {
-        ask((const char *)(x + i) + ARTURO_AHEAD);
-        for (int j = 0; j < LINE; j += WIDTH) {
-            const F one = load(x + i + j);
-            lanes[j / WIDTH % 2] = multiply_add(one, one, lanes[j / WIDTH % 2]);
-        }
+    for (; i + WIDTH <= count; i += WIDTH) {
+        for (int j = i; j < i + WIDTH; j += LINE) ask((const char *)(x + j) + ARTURO_AHEAD);
+        const F one = load(x + i);
+        lanes = multiply_add(one, one, lanes);
     }
-    const F both = lanes[0] + lanes[1];
-    sums.add(&both);
-    for (; i < count; i++) sums.rest[0] += (double)x[i] * x[i];
+    sums.add(0, lanes);
+    for (; i < count; i++) sums.wide[0][0] += (double)x[i] * x[i];
 }
 
 // Squares that leave float32, or vanish in it, are summed anew in double precision.
@@ -224,57 +313,97 @@ template <class T> inline Kept<T> kept(const Source &source) {
     return {(T *)source.direction, (T *)source.deviation, (T *)source.curvature, (T *)source.displacement};
 }
 
+// Where what is kept waits, unrounded, between the stages of an update: in the tensor itself, or in a buffer.
+inline float *waiting(float *tensor, float *) { return tensor; }
+inline float *waiting(uint16_t *, float *buffer) { return buffer; }
+
+// Updates `count` elements, whole vectors and no more than STAGE. One loop over everything would be bound by the
+// latency of its one long chain of operations, so there are four.
 template <class T, bool DECAYS, bool SMALL>
-inline void observe_vector(
-    const float *grad, const float *shrink, Kept<T> state, const Update &by, uint32_t index, uint32_t salt, F *sums
+inline void observe_vectors(
+    const float *grad, const float *shrink, const Kept<T> state, const Update &by, uint32_t index, uint32_t salt,
+    int count, V *sums
 ) {
-    F direction = load(state.direction), deviation = load(state.deviation);
-    F curvature = load(state.curvature), displacement = load(state.displacement);
-    displacement = multiply_add(direction, splat(-by.moved), displacement);
-    F gradient = direction * curvature * (deviation * splat(by.kept));
-    if (DECAYS) {
-        const F delta = load(shrink), reach = splat(by.reach);
-        const F shift = clamp(curvature * delta * splat(by.per_length), splat(-by.reach), reach);
-        gradient = multiply_add(shift, deviation, gradient);
-        displacement = displacement + delta;
+    // One array: where addresses agree in their last bits, processors mistake one number for another and wait.
+    float buffer[5][STAGE];
+    float *const gradients = buffer[0], *const first = buffer[1], *const second = buffer[2];
+    float *const deviations = waiting(state.deviation, buffer[3]);
+    float *const curvatures = waiting(state.curvature, buffer[4]);
+
+    const F moved = splat(-by.moved), kept = splat(by.kept), gain = splat(by.gain);
+    const I sign = bits(splat(by.sign)) & splat_bits(0x80000000u);
+    for (int i = 0; i < count; i += WIDTH) {
+        ask(grad, i);
+        ask(state.direction, i);
+        const F direction = load(state.direction + i), before = load(state.deviation + i);
+        F displacement = multiply_add(direction, moved, load(state.displacement + i));
+        F gradient = direction * load(state.curvature + i) * (before * kept);
+        if (DECAYS) {
+            const F delta = load(shrink + i), shift = load(state.curvature + i) * delta * splat(by.per_length);
+            gradient = multiply_add(clamp(shift, splat(-by.reach), splat(by.reach)), before, gradient);
+            displacement = displacement + delta;
+        }
+        const F innovation = real(bits(load(grad + i)) ^ sign) - gradient;
+        const F variance = before * before;
+        const F change = multiply_add(innovation * innovation, splat(by.inside), -variance);
+        const F updated = maximum(splat(LEAST_VARIANCE), multiply_add(change, splat(by.noise), variance));
+        store(first + i, innovation);
+        store(second + i, displacement);
+        store(gradients + i, unless_negligible(multiply_add(innovation, gain, gradient)));
+        store(deviations + i, root(updated));
     }
-    const F innovation = multiply_add(load(grad), splat(by.sign), -gradient);
-    F variance = deviation * deviation;
-    variance = multiply_add(
-        splat(by.noise), multiply_add(innovation * innovation, splat(by.inside), -variance), variance
-    );
-    F inverse;
-    root(maximum(splat(LEAST_VARIANCE), variance), deviation, inverse);
-    const F surprise = innovation * inverse;
-    const F moved = displacement * splat(by.per_length);
-    const F weight = moved * splat(by.curvature);
-    const F scaled = surprise / multiply_add(weight, moved, splat(by.outside));
-    const F growth = clamp(weight * scaled, splat(-CURVATURE_STEP), splat(CURVATURE_STEP));
-    const F common = minimum(splat(1.0f), moved * moved * splat(PER_MOVED));
-    const F change = exponential<SMALL>(multiply_add(common, splat(-by.level), growth));
-    curvature = clamp(curvature * change, splat(CURVATURE_LEAST), splat(CURVATURE_MOST));
-    displacement = unless_negligible(displacement * splat(by.stay));
-    gradient = unless_negligible(multiply_add(innovation, splat(by.gain), gradient));
-    direction = clamp(
-        ratio(gradient * inverse, curvature), splat(-LARGEST_DIRECTION), splat(LARGEST_DIRECTION)
-    );
-    if (sizeof(T) == 2) {
-        const I random = random_bits(index, salt);
-        direction = at_random(state.direction, direction, random & splat_bits(0xffff));
-        deviation = at_random(state.deviation, deviation, shifted(random, 16));
-        curvature = to_nearest(state.curvature, curvature);
-        displacement = to_nearest(state.displacement, displacement);
+
+    const F per_length = splat(by.per_length), growth = splat(by.curvature), common = splat(-by.level / MOVED);
+    const F outside = splat(by.outside), stay = splat(by.stay);
+    V surprises = sums[3];
+    for (int i = 0; i < count; i += WIDTH) {
+        ask(state.displacement, i);
+        const F displacement = load(second + i);
+        // Beyond FARTHEST nothing is learned of the curvature, and squares would leave float32.
+        const F x = clamp(displacement * per_length, splat(-FARTHEST), splat(FARTHEST)), square = x * x;
+        const F variance = multiply_add(square, growth, outside);
+        const F scaled = load(first + i) / (load(deviations + i) * variance);
+        add_product_to(surprises, scaled * variance, scaled);
+        store(first + i, x * scaled);
+        store(second + i, minimum(splat(MOVED), square) * common);
+        store(state.displacement + i, to_nearest(state.displacement, unless_negligible(displacement * stay)));
     }
-    store(state.direction, direction);
-    store(state.deviation, deviation);
-    store(state.curvature, curvature);
-    store(state.displacement, displacement);
-    const F newton = direction * splat(by.unit), stiffness = curvature * deviation;
-    sums[0] = multiply_add(newton, direction * stiffness, sums[0]);
-    sums[1] = sums[1] + stiffness;
-    sums[2] = sums[2] + deviation;
-    sums[3] = multiply_add(surprise, scaled, sums[3]);
-    sums[4] = multiply_add(newton, newton, sums[4]);
+    sums[3] = surprises;
+
+    const F step = splat(CURVATURE_STEP / by.curvature);
+    for (int i = 0; i < count; i += WIDTH) {
+        ask(state.curvature, i);
+        const F change = multiply_add(clamp(load(first + i), -step, step), growth, load(second + i));
+        const F curvature = load(state.curvature + i) * exponential<SMALL>(change);
+        store(curvatures + i, clamp(curvature, splat(CURVATURE_LEAST), splat(CURVATURE_MOST)));
+    }
+
+    const F unit = splat(by.unit), most = splat(LARGEST_DIRECTION);
+    V decrement = sums[0], stiff = sums[1], total = sums[2], squared = sums[4];
+    for (int i = 0; i < count; i += WIDTH) {
+        ask(state.deviation, i);
+        F deviation = load(deviations + i), curvature = load(curvatures + i), stiffness = deviation * curvature;
+        F direction = clamp(ratio(load(gradients + i), stiffness), -most, most);
+        if (sizeof(T) == 2) {
+            const I random = random_bits(index + i, salt);
+            direction = at_random(state.direction, direction, random & splat_bits(0xffff));
+            deviation = at_random(state.deviation, deviation, shifted(random, 16));
+            curvature = to_nearest(state.curvature, curvature);
+            stiffness = deviation * curvature;
+            store(state.deviation + i, deviation);
+            store(state.curvature + i, curvature);
+        }
+        store(state.direction + i, direction);
+        const F newton = direction * unit;
+        add_product_to(decrement, newton, direction * stiffness);
+        add_product_to(squared, newton, newton);
+        add_to(stiff, stiffness);
+        add_to(total, deviation);
+    }
+    sums[0] = decrement;
+    sums[1] = stiff;
+    sums[2] = total;
+    sums[4] = squared;
 }
 
 // The last elements of a tile, by way of buffers.
@@ -289,12 +418,18 @@ void observe_rest(
     if (DECAYS) memcpy(deltas, shrink, count * sizeof(float));
     T *const tensors[4] = {state.direction, state.deviation, state.curvature, state.displacement};
     for (int k = 0; k < 4; k++) memcpy(buffer[k], tensors[k], count * sizeof(T));
-    F lanes[SUMS] = {};
-    observe_vector<T, DECAYS, SMALL>(
-        gradients, deltas, Kept<T>{buffer[0], buffer[1], buffer[2], buffer[3]}, by, index, salt, lanes
+    V lanes[SUMS] = {};
+    observe_vectors<T, DECAYS, SMALL>(
+        gradients, deltas, Kept<T>{buffer[0], buffer[1], buffer[2], buffer[3]}, by, index, salt, WIDTH, lanes
     );
     for (int k = 0; k < 4; k++) memcpy(tensors[k], buffer[k], count * sizeof(T));
-    sums.add(lanes, count);
+    // What is not there has no direction and no surprise, yet the least deviation.
+    for (int k = 0; k < SUMS; k++)
+        if (k != 1 && k != 2) sums.add(k, lanes[k]);
+    for (int j = 0; j < count; j++) {
+        sums.wide[1][0] += widened(buffer[1][j]) * widened(buffer[2][j]);
+        sums.wide[2][0] += widened(buffer[1][j]);
+    }
 }
 
 template <class T, bool DECAYS, bool SMALL>
@@ -302,24 +437,18 @@ void observe_tile(
     const float *grad, const float *shrink, Kept<T> state, const Update &by, uint32_t index, uint32_t salt, int count,
     Sums<SUMS> &sums
 ) {
-    F lanes[SUMS] = {};
-    int i = 0;
-    for (; i + LINE <= count; i += LINE) {
-        ask((const char *)(grad + i) + ARTURO_AHEAD);
-        ask_state(state.direction, i);
-        ask_state(state.deviation, i);
-        ask_state(state.curvature, i);
-        ask_state(state.displacement, i);
-        for (int j = i; j < i + LINE; j += WIDTH)
-            observe_vector<T, DECAYS, SMALL>(
-                grad + j, DECAYS ? shrink + j : nullptr, state.at(j), by, index + j, salt, lanes
-            );
-    }
-    sums.add(lanes);
-    for (; i < count; i += WIDTH)
-        observe_rest<T, DECAYS, SMALL>(
+    V lanes[SUMS] = {};
+    const int whole = count - count % WIDTH;
+    for (int i = 0; i < whole; i += STAGE)
+        observe_vectors<T, DECAYS, SMALL>(
             grad + i, DECAYS ? shrink + i : nullptr, state.at(i), by, index + i, salt,
-            count - i < WIDTH ? count - i : WIDTH, sums
+            whole - i < STAGE ? whole - i : STAGE, lanes
+        );
+    for (int k = 0; k < SUMS; k++) sums.add(k, lanes[k]);
+    if (whole < count)
+        observe_rest<T, DECAYS, SMALL>(
+            grad + whole, DECAYS ? shrink + whole : nullptr, state.at(whole), by, index + whole, salt, count - whole,
+            sums
         );
 }
 
@@ -405,18 +534,16 @@ template <class T> void apply_wide(const Source &source, const Block &block, con
     const T *direction = (const T *)source.direction + block.start;
     Sums<1> sums;
     int i = 0;
-    while (i + LINE <= block.count) {
+    while (i + WIDTH <= block.count) {
         F lanes = {};
-        for (int end = i + TILE; i < end && i + LINE <= block.count; i += LINE) {
-            ask_state(theta, i);
-            ask_state(direction, i);
-            for (int j = i; j < i + LINE; j += WIDTH) {
-                const F moved = stepped(theta + j, direction + j, by);
-                store(theta + j, moved);
-                lanes = multiply_add(moved, moved, lanes);
-            }
+        for (int end = i + TILE; i < end && i + WIDTH <= block.count; i += WIDTH) {
+            ask(theta, i);
+            ask(direction, i);
+            const F moved = stepped(theta + i, direction + i, by);
+            store(theta + i, moved);
+            lanes = multiply_add(moved, moved, lanes);
         }
-        sums.add(&lanes);
+        sums.add(0, lanes);
     }
     for (; i < block.count; i += WIDTH) {
         const int count = block.count - i < WIDTH ? block.count - i : WIDTH;
@@ -424,10 +551,11 @@ template <class T> void apply_wide(const Source &source, const Block &block, con
         T buffer[WIDTH] = {};
         memcpy(weights, theta + i, count * sizeof(float));
         memcpy(buffer, direction + i, count * sizeof(T));
-        const F moved = stepped(weights, buffer, by), lanes = moved * moved;
+        // The square of what is not there is zero.
+        const F moved = stepped(weights, buffer, by);
+        sums.add(0, moved * moved);
         store(weights, moved);
         memcpy(theta + i, weights, count * sizeof(float));
-        sums.add(&lanes, count);
     }
     out[0] = sums.total(0);
     if (!(out[0] > 1e-24 && out[0] < 1e38)) out[0] = squared(source, FLOAT32, block);
@@ -460,10 +588,8 @@ template <class T> void apply_narrow(
         const float *before = as_float(source.theta, kinds.theta, start, buffer, count);
         int i = 0;
         for (; i + WIDTH <= count; i += WIDTH) {
-            if (i % LINE == 0) {
-                ask_state(direction, i);
-                ask_state(displacement, i);
-            }
+            ask(direction, i);
+            ask(displacement, i);
             store(deltas + i, load(direction + i) * splat(-by.step));
         }
         const int left = count - i;

@@ -7,39 +7,38 @@
 
 namespace {
 
-constexpr int WIDTH = 4;
-typedef float F __attribute__((vector_size(16)));
-typedef int32_t I __attribute__((vector_size(16)));
-typedef uint32_t U __attribute__((vector_size(16)));
+typedef float V __attribute__((vector_size(16)));
+typedef int32_t VI __attribute__((vector_size(16)));
+typedef uint32_t VU __attribute__((vector_size(16)));
 typedef uint16_t H __attribute__((vector_size(8)));
 
-inline F multiply_add(F a, F b, F c) { return a * b + c; }
+inline V multiply_add(V a, V b, V c) { return a * b + c; }
 
 // NaN in x stays.
-inline F minimum(F bound, F x) {
-    const I over = x > bound;
-    return (F)((over & (I)bound) | (~over & (I)x));
+inline V minimum(V bound, V x) {
+    const VI over = x > bound;
+    return (V)((over & (VI)bound) | (~over & (VI)x));
 }
-inline F maximum(F bound, F x) {
-    const I under = x < bound;
-    return (F)((under & (I)bound) | (~under & (I)x));
-}
-
-inline void root(F x, F &result, F &inverse) {
-    for (int j = 0; j < WIDTH; j++) result[j] = std::sqrt(x[j]);
-    inverse = 1.0f / result;
+inline V maximum(V bound, V x) {
+    const VI under = x < bound;
+    return (V)((under & (VI)bound) | (~under & (VI)x));
 }
 
-// a/b of b in [0.1, 10].
-inline F ratio(F a, F b) { return a / b; }
+inline V root(V x) {
+    for (int j = 0; j < 4; j++) x[j] = std::sqrt(x[j]);
+    return x;
+}
 
-inline F load(const uint16_t *from) {
+// a/b of a b between 1e-20 and 1e20.
+inline V ratio(V a, V b) { return a / b; }
+
+inline void read(V &x, const uint16_t *from) {
     H bits;
     memcpy(&bits, from, sizeof bits);
-    return (F)(__builtin_convertvector(bits, I) << 16);
+    x = (V)(__builtin_convertvector(bits, VI) << 16);
 }
-inline void store(uint16_t *to, F x) {
-    const H bits = __builtin_convertvector((U)x >> 16, H);
+inline void write(uint16_t *to, V x) {
+    const H bits = __builtin_convertvector((VU)x >> 16, H);
     memcpy(to, &bits, sizeof bits);
 }
 
@@ -80,6 +79,13 @@ void float_to_half(const float *from, uint16_t *to, int count) {
         to[i] = (uint16_t)(half | (bits >> 16 & 0x8000u));
     }
 }
+
+// What the passes compute with at a time.
+#ifndef ARTURO_VECTOR
+#define ARTURO_VECTOR Pair<Pair<V>>
+#endif
+template <class A> struct Pair;
+typedef ARTURO_VECTOR F;
 
 }  // namespace
 
