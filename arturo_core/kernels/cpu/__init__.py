@@ -122,9 +122,7 @@ def observe(
     return sums
 
 
-def apply(
-    sources: Sequence[Source] | Table, factor: Tensor, length: Tensor, seeds: Tensor | None = None
-) -> Tensor:
+def apply(sources: Sequence[Source] | Table, factor: Tensor, length: Tensor, seeds: Tensor | None = None) -> Tensor:
     """Take the step θ ← θ − fℓu. Narrow weights are re-centred by what rounding leaves of it, others in the next step.
 
     Args:

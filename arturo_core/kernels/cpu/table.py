@@ -34,11 +34,7 @@ class Table:
         )
         kinds = KINDS
         self.kinds = bytes(
-            [
-                kinds[tensor.dtype]
-                for source in sources
-                for tensor in (source.theta, source.grad, source.state[0])
-            ]
+            [kinds[tensor.dtype] for source in sources for tensor in (source.theta, source.grad, source.state[0])]
         )
         blocks, count = _blocks(tuple([source.theta.numel() for source in sources]))
         self.arguments = (self.addresses.buffer_info()[0], self.kinds, len(sources), blocks, count)

@@ -1,0 +1,569 @@
+"""The compiled CPU kernel against the pure functions, on every instruction set that this machine has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import arturo_core.kernels.cpu as cpu
+from arturo_core.algorithm.compact import Gains, Kept
+from arturo_core.kernels import reference
+from arturo_core.kernels.cpu import library
+from arturo_core.kernels.passes import GroupTerms
+from arturo_core.kernels.random_bits import SECOND, random_bits, rounded
+from arturo_core.step.chunks import Source
+
+pytestmark = pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
+
+LEVELS = library.levels() if cpu.available() else ("plain",)
+LENGTH = 0.01
+#: k, α, v, p, level, f0, f0ℓ0.
+ORDINARY = (0.15, 0.003, 0.8, 0.18, 0.1, 0.2, 0.002)
+FIRST = (0.5, 1.0, 0.8, 1.03, 0.0, 0.0, 0.0)
+LEVELLED = (0.15, 0.02, 0.8, 0.18, 2.2, 0.0, 0.0)
+BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+
+
+@pytest.fixture(params=LEVELS, autouse=True)
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(cpu, "level", lambda: library.LEVELS.index(request.param))
+    yield request.param
+
+
+def source(
+    shape: tuple[int, ...] | int,
+    seed: int = 0,
+    theta: torch.dtype = FLOAT32,
+    grad: torch.dtype = FLOAT32,
+    state: torch.dtype = FLOAT32,
+    extreme: bool = False,
+) -> Source:
+    """A parameter in the middle of a run; ``extreme``: of all magnitudes that its state and gradients may have."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (shape,) if isinstance(shape, int) else shape
+
+    def normal() -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def spread(least: float, most: float) -> Tensor:
+        low, high = math.log(least), math.log(most)
+        return torch.exp(low + (high - low) * torch.rand(shape, generator=generator))
+
+    gradient, deviation, direction = normal() * 0.1, spread(0.01, 1.0), normal()
+    displacement = normal() * 0.3 * LENGTH
+    curvature = spread(0.1, 10.0)
+    if extreme:
+        gradient = spread(1e-30, 9e17) * normal().sign()
+        deviation = spread(1e-18, 1e18)
+        direction = (spread(1e-30, 9e17) * normal().sign() / (curvature * deviation)).clamp(-1e30, 1e30)
+        displacement = spread(1e-29, 1e20) * normal().sign()
+    kept = (direction, deviation, curvature, displacement)
+    return Source(normal().to(theta), gradient.to(grad), tuple(one.to(state) for one in kept), {}, 0)
+
+
+def copy(original: Source, dtype: torch.dtype | None = None) -> Source:
+    tensors = (original.theta, original.grad, *original.state)
+    theta, grad, *state = (one.clone(memory_format=torch.preserve_format).to(dtype or one.dtype) for one in tensors)
+    return Source(theta, grad, tuple(state), {}, 0)
+
+
+def gains(rows: list[tuple[float, ...]]) -> Tensor:
+    return torch.tensor(rows, dtype=FLOAT64)
+
+
+def observe(
+    sources: list[Source], rows: list[tuple[float, ...]], ok: float = 1.0, decay: float = 0.0, **options: Any
+) -> Tensor:
+    length, maximize = options.pop("length", LENGTH), options.pop("maximize", False)
+    shrink = torch.tensor(decay, dtype=FLOAT64) if decay else None
+    return cpu.observe(
+        sources, gains(rows), torch.tensor(ok), shrink, torch.tensor(length, dtype=FLOAT64), maximize, **options
+    )
+
+
+def by_reference(
+    one: Source, row: tuple[float, ...], decay: float = 0.0, length: float = LENGTH, maximize: bool = False
+) -> Tensor:
+    wide = one.state[0].dtype
+    k, alpha, v, p, level, pending, moved = (torch.tensor(value, dtype=wide) for value in row)
+    terms = GroupTerms(
+        torch.ones((), dtype=wide),
+        torch.tensor(decay, dtype=wide) if decay else None,
+        torch.tensor(length, dtype=wide),
+        torch.ones((), dtype=wide),
+    )
+    found = reference.compact_observe(
+        one.theta,
+        one.grad,
+        Kept(*one.state),
+        Gains(k, alpha, v, p, level, pending, moved),
+        terms,
+        SimpleNamespace(prior=0.0),  # type: ignore[arg-type]
+        maximize,
+    )
+    sums = (found.decrement, found.stiffness, found.deviation, found.surprise, found.squared)
+    return torch.stack([value.double() for value in sums])
+
+
+def apply_by_reference(one: Source, factor: float, length: float = LENGTH) -> None:
+    terms = GroupTerms(torch.ones(()), None, torch.tensor(length), torch.ones(()))
+    reference.compact_apply(
+        one.theta,
+        Kept(*one.state),
+        torch.tensor(factor),
+        terms,
+        SimpleNamespace(prior=0.0),  # type: ignore[arg-type]
+    )
+
+
+def agrees(found: Source, given: Source, row: tuple[float, ...], decay: float = 0.0, **options: Any) -> None:
+    """The numbers are those of float64 to a few roundings of float32, in units of what cancels in each of them."""
+    exact = copy(given, FLOAT64)
+    by_reference(exact, row, decay, **options)
+    direction, deviation, curvature, displacement = (one.double().abs() for one in given.state)
+    predicted, gradient = direction * deviation * curvature, given.grad.double().abs()
+    noise = exact.state[1] + math.sqrt(row[1]) * (gradient + predicted)
+    newton = (predicted + row[0] * gradient + (0.6 * row[0] * deviation if decay else 0.0)) / exact.state[1]
+    # Of exp(−level) the error is that of the level.
+    growth = noise / exact.state[1] + 2.0 * abs(row[4])
+    units = (
+        (newton / exact.state[2] + exact.state[0].abs()) * growth,
+        noise,
+        exact.state[2] * growth,
+        displacement + row[6] * direction + decay * given.theta.double().abs(),
+    )
+    for name, mine, truth, unit in zip(Kept._fields, found.state, exact.state, units, strict=True):
+        assert torch.isfinite(mine).all(), name
+        assert float(((mine - truth).abs() / (unit + 1e-30)).max()) < 8 * torch.finfo(FLOAT32).eps, name
+
+
+@pytest.mark.parametrize("maximize", [False, True], ids=["minimize", "maximize"])
+@pytest.mark.parametrize("decay", [0.0, 1e-3], ids=["plain", "decay"])
+@pytest.mark.parametrize("row", [ORDINARY, FIRST, LEVELLED], ids=["pending", "first", "levelled"])
+def test_update_equals_the_pure_functions(row: tuple[float, ...], decay: float, maximize: bool) -> None:
+    given = source(10_007, seed=1)
+    if row is FIRST:
+        for tensor, value in zip(given.state, (0.0, 1e-18, 1.0, 0.0), strict=True):
+            tensor.fill_(value)
+    found, expected = copy(given), copy(given)
+    sums = observe([found], [row], decay=decay, maximize=maximize)[0]
+    wanted = by_reference(expected, row, decay, maximize=maximize)
+    # At the first step all u² are one number, and so are the roundings of a float32 sum of them.
+    torch.testing.assert_close(sums, wanted, rtol=2e-6 if row is FIRST else 5e-7, atol=0.0)
+    torch.testing.assert_close(found.theta, expected.theta, rtol=0.0, atol=0.0)
+    agrees(found, given, row, decay, maximize=maximize)
+
+
+@pytest.mark.parametrize("length", [1e-15, 1e-3, 10.0])
+@pytest.mark.parametrize("decay", [0.0, 1e-3], ids=["plain", "decay"])
+def test_extreme_magnitudes_stay_in_range(decay: float, length: float) -> None:
+    given = source(20_000, seed=2, extreme=True)
+    found, expected = copy(given), copy(given)
+    observe([found], [ORDINARY], decay=decay, length=length)
+    by_reference(expected, ORDINARY, decay, length)
+    direction, deviation, curvature, _ = (one.double().abs() for one in given.state)
+    # Two numbers cancel in u and in D, so that their roundings are those of what went in.
+    cancels = (
+        (direction * curvature * deviation + given.grad.double().abs())
+        / (expected.state[1] * expected.state[2].double()),
+        0.0,
+        0.0,
+        ORDINARY[6] * direction + decay * given.theta.double().abs(),
+    )
+    for mine, theirs, unit in zip(found.state, expected.state, cancels, strict=True):
+        assert torch.isfinite(mine).all()
+        # Where D/ℓ leaves float32 the pure functions have no answer.
+        near = (mine.double() - theirs).abs() <= 1e-5 * (theirs.double().abs() + unit) + 1e-30
+        assert near[torch.isfinite(theirs)].all()
+        assert float(torch.isfinite(theirs).float().mean()) > (0.9 if length < 1e-10 else 0.9999)
+
+
+def test_directions_are_bounded_where_gradients_do_not_vary() -> None:
+    """R falls without end there, and u would leave float32."""
+    one = source(100)
+    one.grad.fill_(9e17)
+    for tensor, value in zip(one.state, (1e30, 1e-18, 1.0, 0.0), strict=True):
+        tensor.fill_(value)
+    expected = copy(one)
+    row = (0.1, 0.0, 0.8, 0.1, 0.0, 0.0, 0.0)
+    observe([one], [row])
+    by_reference(expected, row)
+    assert torch.equal(one.state[0], torch.full((100,), 1e30))
+    for mine, theirs in zip(one.state, expected.state, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-3], ids=["plain", "decay"])
+def test_every_size_is_as_good_as_in_a_long_run(decay: float) -> None:
+    """An element's numbers do not depend on what surrounds it."""
+    sizes = [*range(1, 101), 511, 512, 513, 8191, 8192, 8193, 16_385]
+    whole = source(sum(sizes), seed=3)
+    parts = [
+        Source(theta.clone(), grad.clone(), tuple(one.clone() for one in state), {}, 0)
+        for theta, grad, *state in zip(
+            *(tensor.split(sizes) for tensor in (whole.theta, whole.grad, *whole.state)), strict=True
+        )
+    ]
+    sums = observe(parts, [ORDINARY] * len(parts), decay=decay)
+    squares = cpu.apply(parts, torch.tensor(0.3), torch.tensor(LENGTH))
+    together = observe([whole], [ORDINARY], decay=decay)
+    at_once = cpu.apply([whole], torch.tensor(0.3), torch.tensor(LENGTH))
+    for index in range(4):
+        assert torch.equal(torch.cat([part.state[index] for part in parts]), whole.state[index])
+    assert torch.equal(torch.cat([part.theta for part in parts]), whole.theta)
+    torch.testing.assert_close(sums.sum(dim=0), together[0], rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(squares.sum(), at_once[0], rtol=1e-6, atol=0.0)
+    exact = torch.stack([part.theta.double().square().sum() for part in parts])
+    torch.testing.assert_close(squares, exact, rtol=1e-6, atol=0.0)
+    for part, row in zip(parts, sums, strict=True):
+        direction, deviation, curvature, _ = (one.double() for one in part.state)
+        stiffness = deviation * curvature
+        expected = [(direction**2 * stiffness).sum() * LENGTH, stiffness.sum(), deviation.sum()]
+        torch.testing.assert_close(row[:3], torch.stack(expected), rtol=1e-6, atol=0.0)
+        torch.testing.assert_close(row[4], (direction * LENGTH).square().sum(), rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("theta", [FLOAT32, BFLOAT16, FLOAT16], ids=str)
+@pytest.mark.parametrize("state", [FLOAT32, BFLOAT16], ids=str)
+def test_a_skipped_step_writes_nothing(state: torch.dtype, theta: torch.dtype) -> None:
+    one = source((50, 31), theta=theta, grad=theta, state=state)
+    one.grad[3, 4] = torch.nan
+    one.theta[0] = -0.0
+    before = copy(one)
+    sums = observe([one], [ORDINARY], ok=0.0, decay=1e-3, seeds=torch.tensor([[7, 0]]))
+    squares = cpu.apply([one], torch.tensor(0.0), torch.tensor(LENGTH), seeds=torch.tensor([[7, 0]]))
+    for now, then in zip((one.theta, *one.state), (before.theta, *before.state), strict=True):
+        kind = torch.int16 if now.element_size() == 2 else torch.int32
+        assert torch.equal(now.view(kind), then.view(kind))
+    direction, deviation, curvature, _ = (tensor.double() for tensor in one.state)
+    expected = [
+        (direction**2 * deviation * curvature).sum() * LENGTH,
+        (deviation * curvature).sum(),
+        deviation.sum(),
+        torch.zeros((), dtype=FLOAT64),
+        (direction * LENGTH).square().sum(),
+    ]
+    torch.testing.assert_close(sums[0], torch.stack(expected), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(squares[0], one.theta.double().square().sum(), rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("grad", [FLOAT32, BFLOAT16, FLOAT16], ids=str)
+@pytest.mark.parametrize("theta", [BFLOAT16, FLOAT16], ids=str)
+def test_narrow_weights_move_by_what_rounding_leaves(theta: torch.dtype, grad: torch.dtype) -> None:
+    given = source(5_003, seed=4, theta=theta, grad=grad)
+    given.theta[:100] = 100.0  # far too large to move
+    given.theta[100:200] *= 1e-5  # subnormal in float16
+    given.state[0][:50] = 0.0
+    found, expected = copy(given), copy(given)
+    row = (*ORDINARY[:5], 0.0, 0.0)
+    observe([found], [row], decay=1e-3)
+    by_reference(expected, row, decay=1e-3)
+    assert torch.equal(found.theta, expected.theta)
+    after = copy(found)
+    squares = cpu.apply([found], torch.tensor(0.3), torch.tensor(LENGTH))
+    apply_by_reference(expected, 0.3)
+    # A rounding of the step may flip one of the weight, and rarely does.
+    assert float((found.theta != expected.theta).float().mean()) < 2e-3
+    delta = found.theta.float() - after.theta.float()
+    assert not delta[:100].any()
+    assert delta[200:].any()
+    torch.testing.assert_close(found.state[0], after.state[0] + delta / LENGTH, rtol=1e-6, atol=1e-6)
+    assert torch.equal(found.state[3], after.state[3] + delta)
+    assert torch.equal(found.state[1], after.state[1])
+    assert torch.equal(found.state[2], after.state[2])
+    torch.testing.assert_close(squares[0], found.theta.double().square().sum(), rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("theta", [BFLOAT16, FLOAT16], ids=str)
+def test_weights_of_every_bit_pattern_survive_a_step_of_zero(theta: torch.dtype) -> None:
+    patterns = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(theta)
+    patterns = patterns[torch.isfinite(patterns)]
+    one = source(patterns.numel(), theta=theta)
+    one.theta.copy_(patterns)
+    one.state[0].zero_()
+    cpu.apply([one], torch.tensor(0.5), torch.tensor(LENGTH))
+    assert torch.equal(one.theta, patterns)
+    assert not one.state[0].any()
+
+
+def test_wide_weights_wait_for_the_next_step() -> None:
+    given = source(3_001, seed=5)
+    found, expected = copy(given), copy(given)
+    squares = cpu.apply([found], torch.tensor(0.3), torch.tensor(LENGTH))
+    expected.theta.sub_(0.3 * LENGTH * expected.state[0])
+    torch.testing.assert_close(found.theta, expected.theta, rtol=1e-6, atol=1e-7)
+    for now, then in zip(found.state, given.state, strict=True):
+        assert torch.equal(now, then)
+    torch.testing.assert_close(squares[0], found.theta.double().square().sum(), rtol=1e-6, atol=0.0)
+
+
+def test_channels_last_is_one_run_of_memory() -> None:
+    flat = source(6 * 5 * 4 * 3, seed=6)
+    shape = (6, 4, 3, 5)
+
+    def filters(tensor: Tensor) -> Tensor:
+        return tensor.clone().view(shape).permute(0, 3, 1, 2)
+
+    last = Source(filters(flat.theta), filters(flat.grad), tuple(filters(one) for one in flat.state), {}, 0)
+    assert last.theta.is_contiguous(memory_format=torch.channels_last)
+    assert cpu.eligible(last)
+    mixed = Source(last.theta, last.grad.contiguous(), last.state, {}, 0)
+    assert not cpu.eligible(mixed)
+    assert torch.equal(observe([last], [ORDINARY]), observe([flat], [ORDINARY]))
+    for one, other in zip(last.state, flat.state, strict=True):
+        assert torch.equal(one.permute(0, 2, 3, 1).reshape(-1), other)
+
+
+def test_what_is_eligible() -> None:
+    one = source((6, 4))
+    assert cpu.eligible(one)
+    assert cpu.eligible(source((6, 4), theta=BFLOAT16, grad=FLOAT16, state=BFLOAT16))
+    parameter = torch.nn.Parameter(one.theta)
+    assert cpu.eligible(Source(parameter, one.grad, one.state, {}, 0))
+    column = source((5, 1))
+    assert cpu.eligible(Source(column.theta, column.grad.as_strided((5, 1), (1, 9)), column.state, {}, 0))
+
+    def refuses(theta: Tensor = one.theta, grad: Tensor = one.grad, state: tuple[Tensor, ...] = one.state) -> bool:
+        return not cpu.eligible(Source(theta, grad, state, {}, 0))
+
+    assert refuses(theta=one.theta.double())
+    assert refuses(grad=one.grad.double())
+    assert refuses(state=tuple(tensor.half() for tensor in one.state))
+    assert refuses(state=(one.state[0].bfloat16(), *one.state[1:]))
+    assert refuses(grad=one.grad[:1].expand(6, 4))
+    assert refuses(grad=one.grad.view(4, 6).t())
+    assert refuses(grad=torch.randn(12, 4)[::2])
+    assert refuses(grad=torch._neg_view(one.grad))
+    assert refuses(grad=one.grad.to_sparse())
+    assert refuses(theta=one.theta.to("meta"))
+    assert not cpu.eligible(source(0))
+
+
+@pytest.mark.parametrize("grad", [FLOAT32, BFLOAT16, FLOAT16], ids=str)
+def test_one_bad_gradient_is_found_wherever_it_is(grad: torch.dtype) -> None:
+    sizes = (1, 17, 8192, 9000)
+    sources = [source(size, seed=size, grad=grad) for size in sizes]
+    unusable, squares = cpu.survey(sources)
+    assert float(unusable) == 0.0
+    exact = torch.stack([one.theta.double().square().sum() for one in sources])
+    torch.testing.assert_close(squares, exact, rtol=1e-6, atol=0.0)
+    bad = [torch.nan, torch.inf, -torch.inf]
+    if grad != FLOAT16:
+        # The next numbers of bfloat16 are 1.4e16 apart.
+        bad += [1e18 if grad == FLOAT32 else 1.01e18, -1.01e18, 3e38]
+    fine = 9.9e17 if grad != FLOAT16 else 65_504.0
+    for one in sources:
+        count = one.grad.numel()
+        for place in {0, count // 2, count - 1, min(count - 1, 8191), min(count - 1, 16)}:
+            kept = one.grad[place].clone()
+            one.grad[place] = -fine
+            assert float(cpu.survey(sources, squares=False)[0]) == 0.0
+            for value in bad:
+                one.grad[place] = value
+                assert float(cpu.survey(sources, squares=False)[0]) == 1.0, (count, place, value)
+            one.grad[place] = kept
+    assert float(cpu.survey(sources)[0]) == 0.0
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_squares_of_all_magnitudes(scale: float) -> None:
+    one = source(9_001)
+    one.theta.mul_(scale)
+    torch.testing.assert_close(cpu.survey([one])[1][0], one.theta.double().square().sum(), rtol=1e-6, atol=0.0)
+    one.theta[77] = torch.inf
+    assert cpu.survey([one])[1][0] == torch.inf
+    one.theta[78] = torch.nan
+    assert cpu.survey([one])[1][0].isnan()
+
+
+def many(state: torch.dtype, theta: torch.dtype) -> list[Source]:
+    sizes = [1, 5, 1000, 30_000, 8192, 77, 100_003] + [600] * 40
+    return [source(size, seed=index, state=state, theta=theta) for index, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("theta", [FLOAT32, BFLOAT16], ids=str)
+@pytest.mark.parametrize("state", [FLOAT32, BFLOAT16], ids=str)
+def test_threads_do_not_change_a_bit(state: torch.dtype, theta: torch.dtype) -> None:
+    def run(threads: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        sources = many(state, theta)
+        seeds = torch.stack([torch.arange(len(sources)) * 977, torch.zeros(len(sources), dtype=torch.int64)], dim=1)
+        table = cpu.table(sources)
+        found = list(cpu.survey(table))
+        for _ in range(3):
+            found.append(observe(table, [ORDINARY] * len(sources), decay=1e-4, seeds=seeds))
+            found.append(cpu.apply(table, torch.tensor(0.1), torch.tensor(LENGTH), seeds=seeds))
+        return found + [tensor for one in sources for tensor in (one.theta, *one.state)]
+
+    for one, two in zip(run(1), run(2), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_paths_give_nearly_the_same_numbers(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = source(4_099, seed=8)
+    found = copy(given)
+    sums = observe([found], [ORDINARY], decay=1e-3)
+    monkeypatch.setattr(cpu, "level", lambda: 0)
+    plain = copy(given)
+    torch.testing.assert_close(sums, observe([plain], [ORDINARY], decay=1e-3), rtol=3e-7, atol=0.0)
+    for one, other in zip((found.theta, *found.state), (plain.theta, *plain.state), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-6, atol=2e-6)
+
+
+def test_gains_are_those_of_each_source() -> None:
+    rows = [ORDINARY, FIRST, LEVELLED]
+    together, alone = ([source(900 + index, seed=index) for index in range(3)] for _ in range(2))
+    sums = observe(together, rows)
+    for one, other, row, found in zip(together, alone, rows, sums, strict=True):
+        assert torch.equal(observe([other], [row])[0], found)
+        for mine, theirs in zip(one.state, other.state, strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_autograd_notices_changed_weights() -> None:
+    parameter = torch.nn.Parameter(torch.randn(10))
+    one = source(10)
+    one = Source(parameter.detach(), one.grad, one.state, {}, 0)
+    loss = (parameter**2).sum()
+    before = parameter._version
+    observe([one], [ORDINARY])
+    assert parameter._version == before
+    observe([one], [ORDINARY], decay=0.1)
+    assert parameter._version == before + 1
+    cpu.apply([one], torch.tensor(0.1), torch.tensor(LENGTH))
+    assert parameter._version == before + 2
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def narrow_update(one: Source, key: int, first: int, row: tuple[float, ...] = ORDINARY) -> tuple[Source, Source]:
+    """Of the same numbers: the state in bfloat16, and in float32 before it is rounded."""
+    wide, narrow = copy(one, FLOAT32), copy(one)
+    observe([wide], [row])
+    observe([narrow], [row], seeds=torch.tensor([[key, first]]))
+    return narrow, wide
+
+
+@pytest.mark.parametrize("first", [0, 12_345, (1 << 32) - 700, 5 * (1 << 32) + 3])
+def test_bits_are_those_of_the_hash(first: int) -> None:
+    given = source(10_001, seed=9, state=BFLOAT16)
+    key = 0xDEADBEEF
+    narrow, wide = narrow_update(given, key, first)
+    bits = random_bits(key, torch.arange(10_001) + first)
+    assert torch.equal(narrow.state[0], rounded(wide.state[0], bits & 0xFFFF))
+    assert torch.equal(narrow.state[1], rounded(wide.state[1], bits >> 16))
+    assert torch.equal(narrow.state[2], wide.state[2].bfloat16())
+    assert torch.equal(narrow.state[3], wide.state[3].bfloat16())
+
+
+def test_sums_are_of_what_is_kept() -> None:
+    one = source(10_001, seed=10, state=BFLOAT16)
+    sums = observe([one], [ORDINARY], seeds=torch.tensor([[3, 0]]))[0]
+    direction, deviation, curvature, _ = (tensor.double() for tensor in one.state)
+    stiffness = deviation * curvature
+    expected = [(direction**2 * stiffness).sum() * LENGTH, stiffness.sum(), deviation.sum()]
+    torch.testing.assert_close(sums[:3], torch.stack(expected), rtol=1e-6, atol=0.0)
+
+
+def test_the_second_rounding_of_directions_has_bits_of_its_own() -> None:
+    given = source(10_001, seed=11, theta=BFLOAT16, state=BFLOAT16)
+    found = copy(given)
+    seeds = torch.tensor([[0x1234567, 99]])
+    cpu.apply([found], torch.tensor(0.3), torch.tensor(LENGTH), seeds=seeds)
+    delta = found.theta.float() - given.theta.float()
+    assert delta.any()
+    # Of u + δ/ℓ the last bit of float32 may differ, which rounds another way once in thousands.
+    wide = given.state[0].double() + delta.double() / LENGTH
+    bits = random_bits(0x1234567 ^ SECOND, torch.arange(10_001) + 99)
+    expected = rounded(wide.float(), bits & 0xFFFF)
+    assert float((found.state[0] != expected).float().mean()) < 1e-3
+    assert torch.equal(found.state[3], (given.state[3].float() + delta).bfloat16())
+    assert torch.equal(found.state[1], given.state[1])
+
+
+def test_bits_do_not_depend_on_how_a_tensor_is_cut() -> None:
+    whole = source(20_003, seed=12, theta=BFLOAT16, state=BFLOAT16)
+    first, key = (1 << 32) - 9_000, 0xABCDEF01
+    cuts = [1, 6, 1000, 8185, 8192, 2619]
+    starts = torch.tensor([0, *cuts]).cumsum(0)[:-1]
+    parts = [
+        Source(theta.clone(), grad.clone(), tuple(one.clone() for one in state), {}, 0)
+        for theta, grad, *state in zip(
+            *(tensor.split(cuts) for tensor in (whole.theta, whole.grad, *whole.state)), strict=True
+        )
+    ]
+    seeds = torch.stack([torch.full((len(cuts),), key), starts + first], dim=1)
+    observe(parts, [ORDINARY] * len(cuts), decay=1e-3, seeds=seeds)
+    cpu.apply(parts, torch.tensor(0.3), torch.tensor(LENGTH), seeds=seeds)
+    observe([whole], [ORDINARY], decay=1e-3, seeds=torch.tensor([[key, first]]))
+    cpu.apply([whole], torch.tensor(0.3), torch.tensor(LENGTH), seeds=torch.tensor([[key, first]]))
+    assert torch.equal(torch.cat([part.theta for part in parts]), whole.theta)
+    for index in range(4):
+        assert torch.equal(torch.cat([part.state[index] for part in parts]), whole.state[index])
+
+
+def test_rounding_is_unbiased() -> None:
+    """A noise estimate that grows by a thousandth of a bfloat16's spacing a step does grow; to nearest it would not."""
+    count, steps, gain = 20_000, 200, 1e-4
+    one = source(count, state=BFLOAT16)
+    one.state[0].zero_()
+    one.state[1].fill_(1.0)
+    one.state[2].fill_(1.0)
+    one.state[3].zero_()
+    one.grad.fill_(1.5)
+    variance = 1.0
+    for step in range(steps):
+        key = int(random_bits(77, torch.tensor(step)))
+        observe([one], [(0.0, gain, 0.0, 0.0, 0.0, 0.0, 0.0)], seeds=torch.tensor([[key, 0]]))
+        variance += gain * (1.5**2 - variance)
+    # By chance: each element is off by up to a spacing (1/128), the mean of all by √count less.
+    expected = math.sqrt(variance)
+    assert 1.0 / 256 < expected - 1.0 < 1.0 / 64
+    assert abs(float(one.state[1].double().mean()) - expected) < 4 * (1 / 128) * math.sqrt(steps) / math.sqrt(count) / 2
+
+
+def test_random_bits_look_random() -> None:
+    index = torch.arange(1 << 16)
+    bits = random_bits(12345, index)
+    assert int(bits.min()) >= 0
+    assert int(bits.max()) < 1 << 32
+    for place in range(32):
+        assert abs(float(((bits >> place) & 1).double().mean()) - 0.5) < 5 * 0.5 / 256
+    assert bits.unique().numel() == 1 << 16
+    assert (random_bits(12345, index + (1 << 32)) != bits).float().mean() > 0.99
+    # By hand, in Python's whole numbers.
+    x = ((5 * 0x9E3779B1) & 0xFFFFFFFF) ^ 3 ^ 12345
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    assert int(random_bits(12345, torch.tensor((3 << 32) + 5))) == x ^ (x >> 16)
+
+
+def test_bad_arguments_are_refused() -> None:
+    one = source(10)
+    with pytest.raises(ValueError, match="shape"):
+        observe([one], [ORDINARY, ORDINARY])
+    with pytest.raises(ValueError, match="seeds"):
+        observe([source(10, state=BFLOAT16)], [ORDINARY])
+    empty = source(10)
+    empty.grad.untyped_storage().resize_(0)
+    before = copy(one)
+    with pytest.raises(RuntimeError, match="no memory"):
+        observe([one, empty], [ORDINARY, ORDINARY])
+    assert torch.equal(one.state[0], before.state[0])
+
+
+def test_a_path_that_the_machine_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for asked, fits in (("plain", True), ("sse9", False)):
+        monkeypatch.setenv(library.VARIABLE, asked)
+        library._found.cache_clear()
+        assert cpu.available() is fits
+        assert ("sse9" in cpu.why_not()) is not fits
+    monkeypatch.undo()
+    library._found.cache_clear()
+    assert cpu.available()
