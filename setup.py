@@ -29,7 +29,7 @@ FLAGS = [
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
-    "-Wno-psabi",
+    "-w",
 ]
 
 #: Instruction sets of single files; which of them runs is decided on the machine it runs on.

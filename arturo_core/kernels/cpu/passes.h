@@ -35,11 +35,7 @@ constexpr int32_t UNUSABLE = 0x5d5e0b6b;  // the bits of 1e18
 // Up to this |level| the exponential needs no reduction of its range.
 constexpr float SMALL_LEVEL = 0.25f;
 
-// Two or more vectors that go through every operation side by side, so that a processor has work while it waits.
-template <class A> struct Pair {
-    A low, high;
-};
-
+// Operations on pairs are those on their halves.
 #define ARTURO_BINARY(name)                                                              \
     template <class A, class B> inline auto operator name(Pair<A> x, Pair<B> y) {        \
         return Pair<decltype(x.low name y.low)>{x.low name y.low, x.high name y.high};   \
