@@ -91,7 +91,7 @@ setup(
         Extension(
             "arturo_core.kernels.cpu.library",
             sources=[f"{FOLDER}/{name}" for name in FILES],
-            depends=[f"{FOLDER}/path.h", f"{FOLDER}/passes.h"],
+            depends=[f"{FOLDER}/path.h", f"{FOLDER}/passes.h", f"{FOLDER}/vectors.h"],
             language="c++",
             optional=True,
         )

@@ -2,144 +2,39 @@
 
 from __future__ import annotations
 
-import math
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
+from cpu_problem import (
+    BFLOAT16,
+    FIRST,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    LENGTH,
+    LEVELLED,
+    LEVELS,
+    ORDINARY,
+    agrees,
+    apply_by_reference,
+    by_reference,
+    copy,
+    needs_the_library,
+    observe,
+    source,
+)
 from torch import Tensor
 
 import arturo_core.kernels.cpu as cpu
-from arturo_core.algorithm.compact import Gains, Kept
-from arturo_core.kernels import reference
 from arturo_core.kernels.cpu import library
-from arturo_core.kernels.passes import GroupTerms
-from arturo_core.kernels.random_bits import SECOND, random_bits, rounded
 from arturo_core.step.chunks import Source
 
-pytestmark = pytest.mark.skipif(not cpu.available(), reason=cpu.why_not())
-
-LEVELS = library.levels() if cpu.available() else ("plain",)
-LENGTH = 0.01
-#: k, α, v, p, level, f0, f0ℓ0.
-ORDINARY = (0.15, 0.003, 0.8, 0.18, 0.1, 0.2, 0.002)
-FIRST = (0.5, 1.0, 0.8, 1.03, 0.0, 0.0, 0.0)
-LEVELLED = (0.15, 0.02, 0.8, 0.18, 2.2, 0.0, 0.0)
-BFLOAT16, FLOAT16, FLOAT32, FLOAT64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+pytestmark = needs_the_library
 
 
 @pytest.fixture(params=LEVELS, autouse=True)
 def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(cpu, "level", lambda: library.LEVELS.index(request.param))
     return request.param
-
-
-def source(
-    shape: tuple[int, ...] | int,
-    seed: int = 0,
-    theta: torch.dtype = FLOAT32,
-    grad: torch.dtype = FLOAT32,
-    state: torch.dtype = FLOAT32,
-    extreme: bool = False,
-) -> Source:
-    """A parameter in the middle of a run; ``extreme``: of all magnitudes that its state and gradients may have."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (shape,) if isinstance(shape, int) else shape
-
-    def normal() -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    def spread(least: float, most: float) -> Tensor:
-        low, high = math.log(least), math.log(most)
-        return torch.exp(low + (high - low) * torch.rand(shape, generator=generator))
-
-    gradient, deviation, direction = normal() * 0.1, spread(0.01, 1.0), normal()
-    displacement = normal() * 0.3 * LENGTH
-    curvature = spread(0.1, 10.0)
-    if extreme:
-        gradient = spread(1e-30, 9e17) * normal().sign()
-        deviation = spread(1e-18, 1e18)
-        direction = (spread(1e-30, 9e17) * normal().sign() / (curvature * deviation)).clamp(-1e30, 1e30)
-        displacement = spread(1e-29, 1e20) * normal().sign()
-    kept = (direction, deviation, curvature, displacement)
-    return Source(normal().to(theta), gradient.to(grad), tuple(one.to(state) for one in kept), {}, 0)
-
-
-def copy(original: Source, dtype: torch.dtype | None = None) -> Source:
-    tensors = (original.theta, original.grad, *original.state)
-    theta, grad, *state = (one.clone(memory_format=torch.preserve_format).to(dtype or one.dtype) for one in tensors)
-    return Source(theta, grad, tuple(state), {}, 0)
-
-
-def gains(rows: list[tuple[float, ...]]) -> Tensor:
-    return torch.tensor(rows, dtype=FLOAT64)
-
-
-def observe(
-    sources: list[Source], rows: list[tuple[float, ...]], ok: float = 1.0, decay: float = 0.0, **options: Any
-) -> Tensor:
-    length, maximize = options.pop("length", LENGTH), options.pop("maximize", False)
-    shrink = torch.tensor(decay, dtype=FLOAT64) if decay else None
-    return cpu.observe(
-        sources, gains(rows), torch.tensor(ok), shrink, torch.tensor(length, dtype=FLOAT64), maximize, **options
-    )
-
-
-def by_reference(
-    one: Source, row: tuple[float, ...], decay: float = 0.0, length: float = LENGTH, maximize: bool = False
-) -> Tensor:
-    wide = one.state[0].dtype
-    k, alpha, v, p, level, pending, moved = (torch.tensor(value, dtype=wide) for value in row)
-    terms = GroupTerms(
-        torch.ones((), dtype=wide),
-        torch.tensor(decay, dtype=wide) if decay else None,
-        torch.tensor(length, dtype=wide),
-        torch.ones((), dtype=wide),
-    )
-    found = reference.compact_observe(
-        one.theta,
-        one.grad,
-        Kept(*one.state),
-        Gains(k, alpha, v, p, level, pending, moved),
-        terms,
-        SimpleNamespace(prior=0.0),  # type: ignore[arg-type]
-        maximize,
-    )
-    sums = (found.decrement, found.stiffness, found.deviation, found.surprise, found.squared)
-    return torch.stack([value.double() for value in sums])
-
-
-def apply_by_reference(one: Source, factor: float, length: float = LENGTH) -> None:
-    terms = GroupTerms(torch.ones(()), None, torch.tensor(length), torch.ones(()))
-    reference.compact_apply(
-        one.theta,
-        Kept(*one.state),
-        torch.tensor(factor),
-        terms,
-        SimpleNamespace(prior=0.0),  # type: ignore[arg-type]
-    )
-
-
-def agrees(found: Source, given: Source, row: tuple[float, ...], decay: float = 0.0, **options: Any) -> None:
-    """The numbers are those of float64 to a few roundings of float32, in units of what cancels in each of them."""
-    exact = copy(given, FLOAT64)
-    by_reference(exact, row, decay, **options)
-    direction, deviation, curvature, displacement = (one.double().abs() for one in given.state)
-    predicted, gradient = direction * deviation * curvature, given.grad.double().abs()
-    noise = exact.state[1] + math.sqrt(row[1]) * (gradient + predicted)
-    newton = (predicted + row[0] * gradient + (0.6 * row[0] * deviation if decay else 0.0)) / exact.state[1]
-    # Of exp(−level) the error is that of the level.
-    growth = noise / exact.state[1] + 2.0 * abs(row[4])
-    units = (
-        (newton / exact.state[2] + exact.state[0].abs()) * growth,
-        noise,
-        exact.state[2] * growth,
-        displacement + row[6] * direction + decay * given.theta.double().abs(),
-    )
-    for name, mine, truth, unit in zip(Kept._fields, found.state, exact.state, units, strict=True):
-        assert torch.isfinite(mine).all(), name
-        assert float(((mine - truth).abs() / (unit + 1e-30)).max()) < 8 * torch.finfo(FLOAT32).eps, name
 
 
 @pytest.mark.parametrize("maximize", [False, True], ids=["minimize", "maximize"])
@@ -439,108 +334,6 @@ def test_autograd_notices_changed_weights() -> None:
     assert parameter._version == before + 2
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-
-
-def narrow_update(one: Source, key: int, first: int, row: tuple[float, ...] = ORDINARY) -> tuple[Source, Source]:
-    """Of the same numbers: the state in bfloat16, and in float32 before it is rounded."""
-    wide, narrow = copy(one, FLOAT32), copy(one)
-    observe([wide], [row])
-    observe([narrow], [row], seeds=torch.tensor([[key, first]]))
-    return narrow, wide
-
-
-@pytest.mark.parametrize("first", [0, 12_345, (1 << 32) - 700, 5 * (1 << 32) + 3])
-def test_bits_are_those_of_the_hash(first: int) -> None:
-    given = source(10_001, seed=9, state=BFLOAT16)
-    key = 0xDEADBEEF
-    narrow, wide = narrow_update(given, key, first)
-    bits = random_bits(key, torch.arange(10_001) + first)
-    assert torch.equal(narrow.state[0], rounded(wide.state[0], bits & 0xFFFF))
-    assert torch.equal(narrow.state[1], rounded(wide.state[1], bits >> 16))
-    assert torch.equal(narrow.state[2], wide.state[2].bfloat16())
-    assert torch.equal(narrow.state[3], wide.state[3].bfloat16())
-
-
-def test_sums_are_of_what_is_kept() -> None:
-    one = source(10_001, seed=10, state=BFLOAT16)
-    sums = observe([one], [ORDINARY], seeds=torch.tensor([[3, 0]]))[0]
-    direction, deviation, curvature, _ = (tensor.double() for tensor in one.state)
-    stiffness = deviation * curvature
-    expected = [(direction**2 * stiffness).sum() * LENGTH, stiffness.sum(), deviation.sum()]
-    torch.testing.assert_close(sums[:3], torch.stack(expected), rtol=1e-6, atol=0.0)
-
-
-def test_the_second_rounding_of_directions_has_bits_of_its_own() -> None:
-    given = source(10_001, seed=11, theta=BFLOAT16, state=BFLOAT16)
-    found = copy(given)
-    seeds = torch.tensor([[0x1234567, 99]])
-    cpu.apply([found], torch.tensor(0.3), torch.tensor(LENGTH), seeds=seeds)
-    delta = found.theta.float() - given.theta.float()
-    assert delta.any()
-    # Of u + δ/ℓ the last bit of float32 may differ, which rounds another way once in thousands.
-    wide = given.state[0].double() + delta.double() / LENGTH
-    bits = random_bits(0x1234567 ^ SECOND, torch.arange(10_001) + 99)
-    expected = rounded(wide.float(), bits & 0xFFFF)
-    assert float((found.state[0] != expected).float().mean()) < 1e-3
-    assert torch.equal(found.state[3], (given.state[3].float() + delta).bfloat16())
-    assert torch.equal(found.state[1], given.state[1])
-
-
-def test_bits_do_not_depend_on_how_a_tensor_is_cut() -> None:
-    whole = source(20_003, seed=12, theta=BFLOAT16, state=BFLOAT16)
-    first, key = (1 << 32) - 9_000, 0xABCDEF01
-    cuts = [1, 6, 1000, 8185, 8192, 2619]
-    starts = torch.tensor([0, *cuts]).cumsum(0)[:-1]
-    parts = [
-        Source(theta.clone(), grad.clone(), tuple(one.clone() for one in state), {}, 0)
-        for theta, grad, *state in zip(
-            *(tensor.split(cuts) for tensor in (whole.theta, whole.grad, *whole.state)), strict=True
-        )
-    ]
-    seeds = torch.stack([torch.full((len(cuts),), key), starts + first], dim=1)
-    observe(parts, [ORDINARY] * len(cuts), decay=1e-3, seeds=seeds)
-    cpu.apply(parts, torch.tensor(0.3), torch.tensor(LENGTH), seeds=seeds)
-    observe([whole], [ORDINARY], decay=1e-3, seeds=torch.tensor([[key, first]]))
-    cpu.apply([whole], torch.tensor(0.3), torch.tensor(LENGTH), seeds=torch.tensor([[key, first]]))
-    assert torch.equal(torch.cat([part.theta for part in parts]), whole.theta)
-    for index in range(4):
-        assert torch.equal(torch.cat([part.state[index] for part in parts]), whole.state[index])
-
-
-def test_rounding_is_unbiased() -> None:
-    """A noise estimate that grows by a thousandth of a bfloat16's spacing a step does grow; to nearest it would not."""
-    count, steps, gain = 20_000, 200, 1e-4
-    one = source(count, state=BFLOAT16)
-    one.state[0].zero_()
-    one.state[1].fill_(1.0)
-    one.state[2].fill_(1.0)
-    one.state[3].zero_()
-    one.grad.fill_(1.5)
-    variance = 1.0
-    for step in range(steps):
-        key = int(random_bits(77, torch.tensor(step)))
-        observe([one], [(0.0, gain, 0.0, 0.0, 0.0, 0.0, 0.0)], seeds=torch.tensor([[key, 0]]))
-        variance += gain * (1.5**2 - variance)
-    # By chance: each element is off by up to a spacing (1/128), the mean of all by √count less.
-    expected = math.sqrt(variance)
-    assert 1.0 / 256 < expected - 1.0 < 1.0 / 64
-    assert abs(float(one.state[1].double().mean()) - expected) < 4 * (1 / 128) * math.sqrt(steps) / math.sqrt(count) / 2
-
-
-def test_random_bits_look_random() -> None:
-    index = torch.arange(1 << 16)
-    bits = random_bits(12345, index)
-    assert int(bits.min()) >= 0
-    assert int(bits.max()) < 1 << 32
-    for place in range(32):
-        assert abs(float(((bits >> place) & 1).double().mean()) - 0.5) < 5 * 0.5 / 256
-    assert bits.unique().numel() == 1 << 16
-    assert (random_bits(12345, index + (1 << 32)) != bits).float().mean() > 0.99
-    # By hand, in Python's whole numbers.
-    x = ((5 * 0x9E3779B1) & 0xFFFFFFFF) ^ 3 ^ 12345
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
-    assert int(random_bits(12345, torch.tensor((3 << 32) + 5))) == x ^ (x >> 16)
 
 
 def test_bad_arguments_are_refused() -> None:
