@@ -29,7 +29,7 @@ FLAGS = [
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
-    "-Wno-psabi",
+    "-w",
 ]
 
 #: Instruction sets of single files; which of them runs is decided on the machine it runs on.
@@ -91,7 +91,7 @@ setup(
         Extension(
             "arturo_core.kernels.cpu.library",
             sources=[f"{FOLDER}/{name}" for name in FILES],
-            depends=[f"{FOLDER}/path.h", f"{FOLDER}/passes.h"],
+            depends=[f"{FOLDER}/path.h", f"{FOLDER}/passes.h", f"{FOLDER}/vectors.h"],
             language="c++",
             optional=True,
         )

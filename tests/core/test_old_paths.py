@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from limits import HANGS
 
 from arturo_core._moved import MOVED
 
@@ -63,5 +64,5 @@ def test_a_pickle_that_names_old_paths_loads() -> None:
 
 def test_old_paths_cost_nothing_until_they_are_asked_for() -> None:
     said = f"import sys, arturo_core; print([n for n in {[f'arturo_core.{old}' for old in MOVED]} if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True, timeout=HANGS)
     assert done.stdout.strip() == "[]"

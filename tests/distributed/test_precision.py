@@ -59,7 +59,7 @@ def bfloat16(layout: str) -> tuple[dict[str, Any], set[torch.dtype]]:
     params = list(model.parameters())
     etas = wide_steps(optimizer, params)
     state = {"weights": parallel.whole(), "etas": etas}
-    dtypes = {value.dtype for held in optimizer.state.values() for value in held.values()}
+    dtypes = {value.dtype for held in optimizer.state.values() for value in held.values() if value.dim()}
     return state, dtypes
 
 

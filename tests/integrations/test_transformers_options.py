@@ -130,7 +130,7 @@ def test_mistakes_are_named_with_what_would_have_been_right(optim_args, mentions
         assert mention in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["betas", "eps", "momentum", "amsgrad", "fused", "nesterov", "adam_beta1", "rho"])
+@pytest.mark.parametrize("name", ["betas", "eps", "momentum", "amsgrad", "foreach", "nesterov", "adam_beta1", "rho"])
 def test_options_of_other_optimizers_are_explained(name):
     for given in (f"{name}=0.9", f"kl_rtol=1e-3,{name}=(0.9, 0.999)", {name: 0.9}):
         with pytest.raises(ValueError, match=rf"^optim_args: {name}=.* is .*arTuRO") as error:
@@ -165,7 +165,7 @@ def test_another_spelling_of_an_option():
         arturo_kwargs("KL_rtol=1e-3", 5e-5)
 
 
-@pytest.mark.parametrize("off", ["amsgrad=False", "AMSGrad=no", "fused=none", "momentum=0.0", "betas=None"])
+@pytest.mark.parametrize("off", ["amsgrad=False", "AMSGrad=no", "foreach=none", "momentum=0.0", "betas=None"])
 def test_what_is_off_asks_for_nothing(off):
     expected = {"lr": 5e-5, "kl_rtol": 0.01}
     assert arturo_kwargs(f"{off},kl_rtol=1e-2", 5e-5) == expected

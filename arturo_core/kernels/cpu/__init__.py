@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from arturo_core.kernels.cpu.library import available, level, loaded, why_not
-from arturo_core.kernels.cpu.table import KINDS, Table, table
+from arturo_core.kernels.cpu.tables import KINDS, Table, table
 from arturo_core.step.chunks import Source
 
 __all__ = ["KINDS", "Table", "apply", "available", "eligible", "observe", "survey", "table", "why_not"]
@@ -31,29 +31,31 @@ def eligible(source: Source) -> bool:
     theta, grad, state = source.theta, source.grad, source.state
     if len(state) != 4 or theta.dtype not in KINDS or grad.dtype not in KINDS:
         return False
-    kind = state[0].dtype
-    if kind not in _STATE:
+    first, second, third, fourth = state
+    kind = first.dtype
+    if kind not in _STATE or second.dtype is not kind or third.dtype is not kind or fourth.dtype is not kind:
         return False
-    for tensor in state:
-        if tensor.dtype is not kind:
-            return False
-    tensors = (theta, grad, *state)
-    shape = theta.shape
-    contiguous = True
-    for tensor in tensors:
-        if type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.shape != shape or tensor.is_neg():
-            return False
-        contiguous = contiguous and tensor.is_contiguous()
-    return theta.numel() > 0 and (contiguous or _alike(tensors))
+    # What the state is, its owner has made; weights and gradients come from anywhere.
+    if type(theta) not in _PLAIN or type(grad) not in _PLAIN or theta.is_neg() or grad.is_neg():
+        return False
+    if not (theta.is_cpu and grad.is_cpu and first.is_cpu and second.is_cpu and third.is_cpu and fourth.is_cpu):
+        return False
+    count = theta.numel()
+    if not count or not (count == grad.numel() == first.numel() == second.numel() == third.numel() == fourth.numel()):
+        return False
+    contiguous = theta.is_contiguous() and grad.is_contiguous() and first.is_contiguous()
+    if contiguous and second.is_contiguous() and third.is_contiguous() and fourth.is_contiguous():
+        return True
+    return _alike((theta, grad, *state))
 
 
 def _alike(tensors: Sequence[Tensor]) -> bool:
     """Whether the tensors are dense in one order of dimensions, such as channels_last."""
     first = tensors[0]
-    if first.layout is not torch.strided:
+    if any(tensor.layout is not torch.strided or tensor.shape != first.shape for tensor in tensors):
         return False
     order = sorted(range(first.dim()), key=first.stride, reverse=True)
-    return all(tensor.layout is torch.strided and tensor.permute(order).is_contiguous() for tensor in tensors)
+    return all(tensor.permute(order).is_contiguous() for tensor in tensors)
 
 
 def survey(sources: Sequence[Source] | Table, squares: bool = True) -> tuple[Tensor, Tensor]:

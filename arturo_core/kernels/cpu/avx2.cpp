@@ -9,6 +9,8 @@
 
 namespace {
 
+using arturo::Pair;
+
 typedef float V __attribute__((vector_size(32)));
 typedef int32_t VI __attribute__((vector_size(32)));
 typedef uint32_t VU __attribute__((vector_size(32)));
@@ -34,6 +36,13 @@ inline void write(uint16_t *to, V x) {
     _mm_storeu_si128((__m128i *)to, bits);
 }
 
+// Sixteen at once: the halves of what an instruction packs lie crosswise.
+inline void write(uint16_t *to, Pair<V> x) {
+    const __m256i low = _mm256_srli_epi32((__m256i)x.low, 16), high = _mm256_srli_epi32((__m256i)x.high, 16);
+    const __m256i bits = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+    _mm256_storeu_si256((__m256i *)to, bits);
+}
+
 inline void half_to_float(const uint16_t *from, float *to, int count) {
     int i = 0;
     for (; i + 8 <= count; i += 8)
@@ -49,11 +58,7 @@ inline void float_to_half(const float *from, uint16_t *to, int count) {
 }
 
 // What the passes compute with at a time.
-#ifndef ARTURO_VECTOR
-#define ARTURO_VECTOR Pair<V>
-#endif
-template <class A> struct Pair;
-typedef ARTURO_VECTOR F;
+typedef Pair<V> F;
 
 }  // namespace
 

@@ -9,6 +9,8 @@
 
 namespace {
 
+using arturo::Pair;
+
 typedef float V __attribute__((vector_size(64)));
 typedef int32_t VI __attribute__((vector_size(64)));
 typedef uint32_t VU __attribute__((vector_size(64)));
@@ -54,11 +56,7 @@ inline void float_to_half(const float *from, uint16_t *to, int count) {
 }
 
 // What the passes compute with at a time.
-#ifndef ARTURO_VECTOR
-#define ARTURO_VECTOR Pair<V>
-#endif
-template <class A> struct Pair;
-typedef ARTURO_VECTOR F;
+typedef Pair<V> F;
 
 }  // namespace
 

@@ -33,7 +33,8 @@ const Path &path(int level) {
     return plain;
 }
 
-// Subnormal numbers count as zero while this lives: on many processors they are far slower.
+// Subnormal numbers count as zero while this lives: on many processors they are far slower. Not without fused
+// operations, since parts of what is larger would be lost.
 class Flush {
 #ifdef ARTURO_X86
     unsigned before = _mm_getcsr();
@@ -163,7 +164,7 @@ EXPORT int arturo_observe(
     if (missing((const void *const *)source, sources * 6)) return NO_TENSOR;
     const Path &of = path(level);
     const int failed =
-        over_blocks(blocks, count, sources, SUMS, threads, true, totals, [&](const Block &block, double *found) {
+        over_blocks(blocks, count, sources, SUMS, threads, level > 0, totals, [&](const Block &block, double *found) {
             const double *gain = gains + block.source * 7;
             Update by;
             by.sign = maximize ? -1.0f : 1.0f;

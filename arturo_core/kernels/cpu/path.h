@@ -80,4 +80,9 @@ extern const Path avx2;
 extern const Path avx512;
 #endif
 
+// Two or more vectors that go through every operation side by side, so that a processor has work while it waits.
+template <class A> struct Pair {
+    A low, high;
+};
+
 }  // namespace arturo

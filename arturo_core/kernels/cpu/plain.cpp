@@ -7,6 +7,8 @@
 
 namespace {
 
+using arturo::Pair;
+
 typedef float V __attribute__((vector_size(16)));
 typedef int32_t VI __attribute__((vector_size(16)));
 typedef uint32_t VU __attribute__((vector_size(16)));
@@ -81,11 +83,7 @@ void float_to_half(const float *from, uint16_t *to, int count) {
 }
 
 // What the passes compute with at a time.
-#ifndef ARTURO_VECTOR
-#define ARTURO_VECTOR Pair<Pair<V>>
-#endif
-template <class A> struct Pair;
-typedef ARTURO_VECTOR F;
+typedef Pair<Pair<V>> F;
 
 }  // namespace
 

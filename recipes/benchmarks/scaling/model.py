@@ -55,7 +55,7 @@ class Assumptions:
         "each pass fused into one loop, float32: gradient and weight norms read g, θ; observing reads θ, g, ĝ, R, s, D "
         "and writes all but g; applying reads θ, ĝ, R, s, D and writes θ, ĝ, D",
     )
-    arturo_eager_bytes: int = assume(512, "bytes/param", f"operation by operation, no cache between them: {COUNTED}")
+    arturo_eager_bytes: int = assume(508, "bytes/param", f"operation by operation, no cache between them: {COUNTED}")
 
     def lines(self) -> list[tuple[str, str, str]]:
         """Name, value with unit, and source of every assumption."""

@@ -6,14 +6,18 @@ import ctypes
 import functools
 from array import array
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
+from torch import Tensor
 
 from arturo_core.kernels.cpu.library import loaded
 from arturo_core.step.chunks import Source
 
 #: Numbers of the element types in the library.
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+_dtype = attrgetter("dtype")
 
 #: Bytes of a block's entry.
 _ENTRY = 16
@@ -29,14 +33,15 @@ class Table:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
-        self.addresses = array(
-            "Q", [tensor.data_ptr() for source in sources for tensor in (source.theta, source.grad, *source.state)]
-        )
-        kinds = KINDS
-        self.kinds = bytes(
-            [kinds[tensor.dtype] for source in sources for tensor in (source.theta, source.grad, source.state[0])]
-        )
-        blocks, count = _blocks(tuple([source.theta.numel() for source in sources]))
+        every: list[Tensor] = []
+        typed: list[Tensor] = []
+        for source in sources:
+            theta, grad, state = source.theta, source.grad, source.state
+            every += (theta, grad, *state)
+            typed += (theta, grad, state[0])
+        self.addresses = array("Q", list(map(Tensor.data_ptr, every)))
+        self.kinds = bytes(map(KINDS.__getitem__, map(_dtype, typed)))
+        blocks, count = _blocks(tuple(map(Tensor.numel, every[::6])))
         self.arguments = (self.addresses.buffer_info()[0], self.kinds, len(sources), blocks, count)
 
 
