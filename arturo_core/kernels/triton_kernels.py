@@ -63,8 +63,8 @@ def write(table, values):
 
     Args:
         table: int64.
-        values: :data:`WRITTEN` numbers, each shifted by 4 bits, plus 1, plus :data:`LARGE`. Coded like that none is small,
-            one, or a multiple of 16, for which Triton would compile a kernel of its own.
+        values: :data:`WRITTEN` numbers, each shifted by 4 bits, plus 1, plus :data:`LARGE`. So coded none is small, or a
+            multiple of 16, for which Triton would compile a kernel of its own.
     """
     for place in tl.static_range(_WRITTEN):
         tl.store(table + place, (values[place] - _LARGE) >> 4)

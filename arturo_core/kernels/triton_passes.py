@@ -42,7 +42,7 @@ ADDED = 1024
 #: Tables that are kept for the next step.
 KEPT = 64
 
-#: Whatever results hang on in the compiler: products and sums are not fused, so that versions and chips agree.
+#: Of the compiler. Products and sums are not fused, so that its versions agree.
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -228,7 +228,7 @@ def _written(numbers: list[int], device: torch.device) -> Tensor:
 
 def _write(table: Tensor, numbers: list[int]) -> None:
     coded = tuple((number << 4) + 1 + kernels().LARGE for number in numbers)
-    kernels().write[(1,)](table, coded, num_warps=1)
+    kernels().write[(1,)](table, coded, **OPTIONS)
 
 
 def _capturing(device: torch.device) -> bool:
@@ -252,7 +252,9 @@ def _total(batch: Batch, sums: Tensor) -> Tensor:
     """The sums of every source, in the batch's order, one column a sum."""
     columns, rows = sums.shape
     out = torch.empty(len(batch.sources), columns, dtype=torch.float64, device=batch.device)
-    kernels().total[(len(batch.sources), columns)](batch.table, sums, rows, out, columns, BLOCK=ADDED, SPAN=SPAN)
+    kernels().total[(len(batch.sources), columns)](
+        batch.table, sums, rows, out, columns, BLOCK=ADDED, SPAN=SPAN, **OPTIONS
+    )
     return out
 
 

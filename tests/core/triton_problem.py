@@ -215,6 +215,6 @@ def check_sums(found: Tensor, wanted: Tensor) -> None:
 def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks a program and several programs a tensor, although tensors are small."""
     if INTERPRETED:
-        monkeypatch.setattr(triton_passes, "BLOCK", 64)
+        monkeypatch.setattr(triton_passes, "BLOCK", 128)
         monkeypatch.setattr(triton_passes, "SPAN", 256)
         monkeypatch.setattr(triton_passes, "ADDED", 8)
