@@ -63,7 +63,7 @@ def write(table, values):
 
     Args:
         table: int64.
-        values: :data:`WRITTEN` numbers, each shifted by 4 bits, plus 1, plus :data:`LARGE`. So coded none is small, or a
+        values: :data:`WRITTEN` numbers, each shifted by 4 bits, plus 1, plus :data:`LARGE`. So coded none is small or a
             multiple of 16, for which Triton would compile a kernel of its own.
     """
     for place in tl.static_range(_WRITTEN):
@@ -314,9 +314,9 @@ def _observe_block(
     stiff = tl.where(live, _value(s_code, STATE), s_before) * sigma
     counted = tl.where(live, ratio * scaled, 0.0)
     if MASKED:
+        # The other terms are zero there.
         stiff = tl.where(inside, stiff, 0.0)
         sigma = tl.where(inside, sigma, 0.0)
-        counted = tl.where(inside, counted, 0.0)
     newton = u * length
     return (
         decrement + newton * (u * stiff), stiffness + stiff, spread + sigma, surprise + counted,

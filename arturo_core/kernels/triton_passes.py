@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from arturo_core.contexts import lasting
+from arturo_core.contexts import fake_mode_is_active, lasting
 
 if TYPE_CHECKING:
     from arturo_core.step.chunks import Source
@@ -46,6 +46,8 @@ KEPT = 64
 OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_STORED = (torch.float32, torch.bfloat16)
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Launch(NamedTuple):
@@ -89,42 +91,46 @@ def kernels() -> ModuleType:
     return triton_kernels
 
 
-def trouble(device: torch.device) -> str:
-    """Why these passes cannot run on a device; empty if they can.
-
-    Asked for the first time it compiles and launches a small kernel. Under Triton's interpreter they run on the CPU.
-    """
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0):
-        return "Triton needs compute capability 8.0 or more"
-    if device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64:
-        return "the device has no float64"
-    try:
-        interpreted = kernels().INTERPRETED
-    except Exception as error:
-        return f"Triton cannot be imported ({_first_line(error)})"
-    if (device.type == "cpu") != interpreted or device.type not in ("cpu", "cuda", "xpu"):
-        return f"there are no Triton kernels for {device.type!r}"
-    if _capturing(device) and device not in _loaded:
-        return "a step has to be taken before a graph is captured"
-    if device not in _loaded:
-        try:
-            _load(device)
-        except Exception as error:
-            _loaded[device] = f"Triton cannot launch a kernel ({_first_line(error)})"
-        else:
-            _loaded[device] = ""
-    return _loaded[device]
+#: By device: why not.
+_reasons: dict[torch.device, str] = {}
 
 
 def available(device: torch.device) -> bool:
     """Whether these passes can run on a device."""
-    return not trouble(device)
+    return not why_not(device)
 
 
-#: By device: what went wrong when a kernel was launched for the first time.
-_loaded: dict[torch.device, str] = {}
+def why_not(device: torch.device) -> str:
+    """Why these passes cannot run on a device; empty if they can.
+
+    Asked for the first time it compiles and launches a small kernel. Under Triton's interpreter they run on the CPU.
+    """
+    known = _reasons.get(device)
+    if known is None:
+        if _capturing(device):
+            return "a step has to be taken before a graph is captured"
+        if fake_mode_is_active():
+            return "tensors hold no numbers"
+        known = _reasons[device] = _reason(device)
+    return known
+
+
+def _reason(device: torch.device) -> str:
+    if device.type not in ("cpu", "cuda", "xpu"):
+        return f"there are no Triton kernels for {device.type!r}"
+    try:
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
+        if (device.type == "cpu") != kernels().INTERPRETED:
+            return f"Triton has no kernels for {device.type!r} now (its interpreter has them for the CPU)"
+        if device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0):
+            return "Triton needs compute capability 8.0 or more"
+        if device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64:
+            return "the device has no float64"
+        _load(device)
+    except Exception as error:  # of the compiler, the driver, or a broken installation
+        return f"Triton does not work here ({_first_line(error)})"
+    return ""
 
 
 def _load(device: torch.device) -> None:
@@ -137,24 +143,22 @@ def _first_line(error: BaseException) -> str:
 
 
 def eligible(source: Source) -> bool:
-    """Whether a parameter's tensors are of dtypes that the kernels know, and lie alike and densely in memory."""
-    theta, tensors = source.theta, (source.theta, source.grad, *source.state)
-    return (
-        len(tensors) == 6
-        and theta.numel() > 0
-        and theta.dtype in _NAMES
-        and source.grad.dtype in _NAMES
-        and source.state[0].dtype in (torch.float32, torch.bfloat16)
-        and all(tensor.dtype == source.state[0].dtype for tensor in source.state)
-        and all(_is_plain(tensor) and tensor.device == theta.device for tensor in tensors)
-        and all(tensor.shape == theta.shape for tensor in tensors)
-        and (all(tensor.is_contiguous() for tensor in tensors) or _lie_alike(tensors))
-    )
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor's memory holds its numbers as they are."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided and not tensor.is_neg()
+    """Whether a parameter's tensors are where the kernels can run, of dtypes that they know, and alike and dense."""
+    theta, grad, state = source.theta, source.grad, source.state
+    if len(state) != 4 or theta.dtype not in _NAMES or grad.dtype not in _NAMES or state[0].dtype not in _STORED:
+        return False
+    shape, device, stored = theta.shape, theta.device, state[0].dtype
+    tensors = (theta, grad, *state)
+    contiguous = True
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN or tensor.shape != shape or tensor.device != device:
+            return False
+        if tensor.layout != torch.strided or tensor.is_neg():
+            return False
+        contiguous = contiguous and tensor.is_contiguous()
+    if theta.numel() == 0 or any(held.dtype != stored for held in state):
+        return False
+    return available(device) and (contiguous or _lie_alike(tensors))
 
 
 def _lie_alike(tensors: Sequence[Tensor]) -> bool:
@@ -266,7 +270,7 @@ def survey(sources: Sequence[Source] | Batch, squares: bool = True) -> tuple[Ten
         squares: whether the squares are wanted; without them weights are not read.
 
     Returns:
-        1.0 or 0.0, 0-dimensional, and Σθ² of each source (n,), zeros if not wanted; float64.
+        1.0 or 0.0, 0-dimensional, and Σθ² of each source (n,), NaN if not wanted; float64.
     """
     batch = prepare(sources)
     with _on(batch.device):
@@ -288,7 +292,7 @@ def survey(sources: Sequence[Source] | Batch, squares: bool = True) -> tuple[Ten
                 **OPTIONS,
             )
         total = _total(batch, sums)
-        return (total[:, 0].amax() > 0.0).to(total), total[:, 1] if squares else torch.zeros_like(total[:, 0])
+        return (total[:, 0].amax() > 0.0).to(total), total[:, 1] if squares else torch.full_like(total[:, 0], torch.nan)
 
 
 def observe(

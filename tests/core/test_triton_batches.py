@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton_problem import (
     INTERPRETED,
@@ -126,7 +127,7 @@ def test_tables_are_kept_while_addresses_stay(device: str) -> None:
     given[2].grad = given[2].grad.clone()
     again = triton_passes.prepare(given).table
     assert again is not table
-    assert int(again.cpu().view(-1, 9)[-1, 8]) == len(given) - 1 or again.numel() == 9 * len(given)
+    assert sorted(again.view(-1, 9)[:, 8].tolist()) == list(range(len(given)))
     written = triton_passes._written(again.tolist(), again.device)
     assert torch.equal(written[: again.numel()], again)
     assert not written[again.numel() :].any()
@@ -180,8 +181,11 @@ def test_a_step_needs_next_to_no_memory(device: str, monkeypatch: pytest.MonkeyP
     assert 0 < allocated.total < 0.01 * 2 * sum(source.theta.numel() for source in given)
 
 
-def test_eligible_are_dense_tensors_that_lie_alike() -> None:
+def test_eligible_are_dense_tensors_that_lie_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     given = sources("cpu")
+    monkeypatch.setattr(triton_passes, "available", lambda device: False)
+    assert not any(map(triton_passes.eligible, given))
+    monkeypatch.setattr(triton_passes, "available", lambda device: device.type == "cpu")
     assert all(map(triton_passes.eligible, given))
 
     def made(**changes: Any) -> Source:
@@ -224,13 +228,38 @@ def test_a_bfloat16_state_needs_seeds(device: str) -> None:
 
 @on_device
 def test_the_passes_are_available(device: str) -> None:
-    assert triton_passes.trouble(torch.device(device)) == ""
+    assert triton_passes.why_not(torch.device(device)) == ""
     assert triton_passes.available(torch.device(device))
-    assert not triton_passes.available(torch.device("meta"))
+    assert all(map(triton_passes.eligible, sources(device)))
+
+
+def test_other_devices_are_refused_with_a_reason() -> None:
+    assert "no Triton kernels for 'meta'" in triton_passes.why_not(torch.device("meta"))
+    if not INTERPRETED:
+        assert not triton_passes.available(torch.device("cpu"))
+        assert not any(map(triton_passes.eligible, sources("cpu")))
 
 
 @NEEDS_TRITON
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes tensors on the CPU")
-def test_the_cpu_is_refused_with_a_reason() -> None:
-    assert not triton_passes.available(torch.device("cpu"))
-    assert triton_passes.trouble(torch.device("cpu"))
+def test_the_reason_names_the_interpreter_and_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_passes, "_reasons", {})
+    assert "interpreter" in triton_passes.why_not(torch.device("cpu"))
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "8.0" in triton_passes.why_not(torch.device("cuda", 0))
+
+    def broken(device: torch.device) -> None:
+        raise RuntimeError("\n  Failed to find C compiler.\nMore.")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(triton_passes, "_load", broken)
+    assert "(Failed to find C compiler.)" in triton_passes.why_not(torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert "before a graph" in triton_passes.why_not(torch.device("cuda", 2))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(triton_passes, "_load", lambda device: None)
+    with FakeTensorMode():
+        assert "no numbers" in triton_passes.why_not(torch.device("cuda", 2))
+    assert triton_passes.available(torch.device("cuda", 2)), "what cannot be known then is asked again"

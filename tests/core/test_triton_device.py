@@ -300,6 +300,6 @@ def test_a_huge_tensor_is_stepped_to_its_end(device: str) -> None:
     _, before_end, _, after_end = last.step([end])
     cut = Source(whole[0].theta[-tail:], whole[0].grad[-tail:], tuple(held[-tail:] for held in state), {}, 0)
     assert same_bits([cut], [end])
-    # Of the other weights and gradients all are zero, and σ and s near one.
+    # All others rest: weights, gradients and u are zero, σ and s near one.
     torch.testing.assert_close(torch.stack([before, after]), torch.stack([before_end, after_end]), rtol=1e-6, atol=0.0)
     assert float(sums[0, 2]) == pytest.approx(count, rel=0.02)
