@@ -120,6 +120,8 @@ def test_one_batch_holds_tensors_of_several_dtypes(device: str) -> None:
 @on_device
 def test_tables_are_kept_while_addresses_stay(device: str) -> None:
     given = sources(device)
+    launches = triton_passes.prepare(given).launches
+    assert [(launch.aligned, launch.high - launch.low) for launch in launches] == [(True, len(given) - 1), (False, 1)]
     table = triton_passes.prepare(given).table
     assert triton_passes.prepare(given).table is table
     other = copied(given)
