@@ -2,7 +2,7 @@
 """The Triton kernels of the default form; imported only where Triton is there (:mod:`.triton_passes` launches them).
 
 A launch covers many tensors. Its programs, one for each ``SPAN`` elements of a tensor, find their tensor in a table of
-int64 numbers, :data:`ROW` for each: the addresses of θ, the gradient, u, σ, s and D, the number of elements, the number
+int64 numbers, ROW for each: the addresses of θ, the gradient, u, σ, s and D, the number of elements, the number
 of its first program, and its place in the caller's list. A program works in blocks of ``BLOCK`` elements. Each lane
 adds up in float32, the lanes are added at the end of a program, and programs in float64, in their order.
 
@@ -20,11 +20,20 @@ import triton
 import triton.language as tl
 
 from arturo_core.algorithm import compact
+from arturo_core.kernels.triton_storage import (
+    ROW,
+    displaced,
+    nearest,
+    part,
+    pointer,
+    random_bits,
+    read,
+    row_of,
+    stochastic,
+    value,
+)
 from arturo_core.numerics import NEGLIGIBLE
 from arturo_core.options import CURVATURE_RANGE
-
-#: Numbers of a tensor in the table.
-ROW = 9
 
 #: Numbers that :func:`write` takes at once.
 WRITTEN = 128
@@ -42,7 +51,6 @@ SECOND = 0x55555555
 _VARYING = ["low", "high", "first", "rows", "columns"]
 _SCALARS = ["gains", "ok", "decay", "length", "factor", "seeds"]
 
-_ROW = tl.constexpr(ROW)
 _LARGE = tl.constexpr(LARGE)
 _LARGEST_GRADIENT = tl.constexpr(LARGEST_GRADIENT)
 _SECOND = tl.constexpr(SECOND)
@@ -71,101 +79,6 @@ def write(table, values):
 
 
 @triton.jit
-def _row(table, low, high, block):
-    """Where a program's tensor stands in the table: the last row from ``low`` to ``high`` that begins by then."""
-    while high - low > 1:
-        middle = (low + high) // 2
-        begun = tl.load(table + middle * _ROW + 7) <= block
-        low = tl.where(begun, middle, low)
-        high = tl.where(begun, high, middle)
-    return table + low * _ROW
-
-
-@triton.jit
-def _part(row, block, SPAN: tl.constexpr):
-    """First element and number of elements of a program's part of a tensor."""
-    begin = (block - tl.load(row + 7)) * SPAN
-    return begin, tl.minimum(tl.load(row + 6) - begin, SPAN).to(tl.int32)
-
-
-@triton.jit
-def _pointer(address, at, KIND: tl.constexpr, ALIGNED: tl.constexpr):
-    if KIND == "float32":
-        base = address.to(tl.pointer_type(tl.float32)) + at
-    elif KIND == "float16":
-        base = address.to(tl.pointer_type(tl.float16)) + at
-    else:
-        base = address.to(tl.pointer_type(tl.uint16)) + at
-    if ALIGNED:
-        base = tl.multiple_of(base, 16)
-    return base
-
-
-@triton.jit
-def _value(code, KIND: tl.constexpr):
-    """What is stored, as float32."""
-    if KIND == "bfloat16":
-        return (code.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    else:
-        return code.to(tl.float32)
-
-
-@triton.jit
-def _read(address, at, lanes, inside, KIND: tl.constexpr, ALIGNED: tl.constexpr, MASKED: tl.constexpr):
-    base = _pointer(address, at, KIND, ALIGNED)
-    if MASKED:
-        return _value(tl.load(base + lanes, mask=inside, other=0), KIND)
-    else:
-        return _value(tl.load(base + lanes), KIND)
-
-
-@triton.jit
-def _half(bits, x):
-    """The upper halves of float32 numbers; of x that is no number, one that is none."""
-    return tl.where(x != x, 0x7FC0, bits >> 16).to(tl.uint16)
-
-
-@triton.jit
-def _nearest(x, KIND: tl.constexpr):
-    """As it is to be stored, rounded to the nearest."""
-    if KIND == "bfloat16":
-        bits = x.to(tl.uint32, bitcast=True)
-        return _half(bits + (0x7FFF + ((bits >> 16) & 1)), x)
-    elif KIND == "float16":
-        return x.to(tl.float16)
-    else:
-        return x
-
-
-@triton.jit
-def _stochastic(x, noise, KIND: tl.constexpr):
-    """As it is to be stored, rounded up as often as the 16 random bits say that makes its mean x."""
-    if KIND == "bfloat16":
-        return _half(x.to(tl.uint32, bitcast=True) + (noise & 0xFFFF), x)
-    else:
-        return x
-
-
-@triton.jit
-def _random_bits(key, index):
-    """32 bits, a hash of a 32-bit key and the index of an element."""
-    x = (index.to(tl.uint32) * 0x9E3779B1) ^ (index >> 32).to(tl.uint32) ^ key
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
-    return x ^ (x >> 16)
-
-
-@triton.jit
-def _displaced(theta, displacement, KIND: tl.constexpr):
-    """Displaced weights as they are to be stored, and by how much they move: as far as rounding lets narrow ones."""
-    code = _nearest(theta + displacement, KIND)
-    if KIND == "float32":
-        return code, displacement
-    else:
-        return code, _value(code, KIND) - theta
-
-
-@triton.jit
 def _between(x, least, most):
     return tl.clamp(x, least, most, propagate_nan=tl.PropagateNan.ALL)
 
@@ -189,10 +102,10 @@ def _survey_block(
 ):  # fmt: skip
     lanes = tl.arange(0, BLOCK)
     inside = lanes < count
-    grad = _read(grad_at, at, lanes, inside, GRAD, ALIGNED, MASKED)
+    grad = read(grad_at, at, lanes, inside, GRAD, ALIGNED, MASKED)
     bad = tl.where(tl.abs(grad) <= _LARGEST_GRADIENT, bad, 1.0)
     if SQUARES:
-        theta = _read(theta_at, at, lanes, inside, THETA, ALIGNED, MASKED)
+        theta = read(theta_at, at, lanes, inside, THETA, ALIGNED, MASKED)
         squares += theta * theta
     return bad, squares
 
@@ -214,8 +127,8 @@ def survey(
         rows: programs of all launches.
     """
     block = first + tl.program_id(0)
-    row = _row(table, low, high, block)
-    begin, count = _part(row, block, SPAN)
+    row = row_of(table, low, high, block)
+    begin, count = part(row, block, SPAN)
     theta, grad = tl.load(row), tl.load(row + 1)
     bad = tl.zeros([BLOCK], tl.float32)
     squares = tl.zeros([BLOCK], tl.float32)
@@ -261,11 +174,11 @@ def _observe_block(
     writes = live
     if MASKED:
         writes = inside & live
-    u_before = _read(u_at, at, lanes, inside, STATE, ALIGNED, MASKED)
-    sigma_before = _read(sigma_at, at, lanes, inside, STATE, ALIGNED, MASKED)
-    s_before = _read(s_at, at, lanes, inside, STATE, ALIGNED, MASKED)
-    moved_before = _read(moved_at, at, lanes, inside, STATE, ALIGNED, MASKED)
-    observed = _read(grad_at, at, lanes, inside, GRAD, ALIGNED, MASKED)
+    u_before = read(u_at, at, lanes, inside, STATE, ALIGNED, MASKED)
+    sigma_before = read(sigma_at, at, lanes, inside, STATE, ALIGNED, MASKED)
+    s_before = read(s_at, at, lanes, inside, STATE, ALIGNED, MASKED)
+    moved_before = read(moved_at, at, lanes, inside, STATE, ALIGNED, MASKED)
+    observed = read(grad_at, at, lanes, inside, GRAD, ALIGNED, MASKED)
     if MAXIMIZE:
         observed = -observed
 
@@ -273,9 +186,9 @@ def _observe_block(
     displacement = moved_before - moved * u_before
     gradient = (1.0 - pending) * u_before * s_before * sigma_before
     if DECAY:
-        theta = _read(theta_at, at, lanes, inside, THETA, ALIGNED, MASKED)
-        code, shrunk = _displaced(theta, -decay * theta, THETA)
-        tl.store(_pointer(theta_at, at, THETA, ALIGNED) + lanes, code, mask=writes)
+        theta = read(theta_at, at, lanes, inside, THETA, ALIGNED, MASKED)
+        code, shrunk = displaced(theta, -decay * theta, THETA)
+        tl.store(pointer(theta_at, at, THETA, ALIGNED) + lanes, code, mask=writes)
         reach = _DECAY_REACH * k
         shift = _between(s_before * shrunk / length, -reach, reach)
         gradient += shift * sigma_before
@@ -301,17 +214,17 @@ def _observe_block(
     noise_bits = tl.zeros([BLOCK], tl.uint32)
     if STATE == "bfloat16":
         key, index = random
-        noise_bits = _random_bits(key, index + at + lanes)
-    u_code = _stochastic(u, noise_bits, STATE)
-    sigma_code = _stochastic(sigma, noise_bits >> 16, STATE)
-    s_code = _nearest(s, STATE)
-    tl.store(_pointer(u_at, at, STATE, ALIGNED) + lanes, u_code, mask=writes)
-    tl.store(_pointer(sigma_at, at, STATE, ALIGNED) + lanes, sigma_code, mask=writes)
-    tl.store(_pointer(s_at, at, STATE, ALIGNED) + lanes, s_code, mask=writes)
-    tl.store(_pointer(moved_at, at, STATE, ALIGNED) + lanes, _nearest(displacement, STATE), mask=writes)
-    u = tl.where(live, _value(u_code, STATE), u_before)
-    sigma = tl.where(live, _value(sigma_code, STATE), sigma_before)
-    stiff = tl.where(live, _value(s_code, STATE), s_before) * sigma
+        noise_bits = random_bits(key, index + at + lanes)
+    u_code = stochastic(u, noise_bits, STATE)
+    sigma_code = stochastic(sigma, noise_bits >> 16, STATE)
+    s_code = nearest(s, STATE)
+    tl.store(pointer(u_at, at, STATE, ALIGNED) + lanes, u_code, mask=writes)
+    tl.store(pointer(sigma_at, at, STATE, ALIGNED) + lanes, sigma_code, mask=writes)
+    tl.store(pointer(s_at, at, STATE, ALIGNED) + lanes, s_code, mask=writes)
+    tl.store(pointer(moved_at, at, STATE, ALIGNED) + lanes, nearest(displacement, STATE), mask=writes)
+    u = tl.where(live, value(u_code, STATE), u_before)
+    sigma = tl.where(live, value(sigma_code, STATE), sigma_before)
+    stiff = tl.where(live, value(s_code, STATE), s_before) * sigma
     counted = tl.where(live, ratio * scaled, 0.0)
     if MASKED:
         # The other terms are zero there.
@@ -341,8 +254,8 @@ def observe(
         seeds: int64, a key and the index of the first element for each tensor; read if STATE is "bfloat16".
     """
     block = first + tl.program_id(0)
-    row = _row(table, low, high, block)
-    begin, count = _part(row, block, SPAN)
+    row = row_of(table, low, high, block)
+    begin, count = part(row, block, SPAN)
     number = tl.load(row + 8)
     addresses = (
         tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4), tl.load(row + 5),
@@ -393,20 +306,20 @@ def _apply_block(
     writes = live
     if MASKED:
         writes = inside & live
-    theta = _read(theta_at, at, lanes, inside, THETA, ALIGNED, MASKED)
-    u = _read(u_at, at, lanes, inside, STATE, ALIGNED, MASKED)
-    code, displacement = _displaced(theta, -moved * u, THETA)
-    tl.store(_pointer(theta_at, at, THETA, ALIGNED) + lanes, code, mask=writes)
+    theta = read(theta_at, at, lanes, inside, THETA, ALIGNED, MASKED)
+    u = read(u_at, at, lanes, inside, STATE, ALIGNED, MASKED)
+    code, displacement = displaced(theta, -moved * u, THETA)
+    tl.store(pointer(theta_at, at, THETA, ALIGNED) + lanes, code, mask=writes)
     if THETA != "float32":
         noise_bits = tl.zeros([BLOCK], tl.uint32)
         if STATE == "bfloat16":
             key, index = random
-            noise_bits = _random_bits(key ^ _SECOND, index + at + lanes)
-        u_code = _stochastic(u + displacement / length, noise_bits, STATE)
-        total = _read(moved_at, at, lanes, inside, STATE, ALIGNED, MASKED) + displacement
-        tl.store(_pointer(u_at, at, STATE, ALIGNED) + lanes, u_code, mask=writes)
-        tl.store(_pointer(moved_at, at, STATE, ALIGNED) + lanes, _nearest(total, STATE), mask=writes)
-    theta = tl.where(live, _value(code, THETA), theta)
+            noise_bits = random_bits(key ^ _SECOND, index + at + lanes)
+        u_code = stochastic(u + displacement / length, noise_bits, STATE)
+        total = read(moved_at, at, lanes, inside, STATE, ALIGNED, MASKED) + displacement
+        tl.store(pointer(u_at, at, STATE, ALIGNED) + lanes, u_code, mask=writes)
+        tl.store(pointer(moved_at, at, STATE, ALIGNED) + lanes, nearest(total, STATE), mask=writes)
+    theta = tl.where(live, value(code, THETA), theta)
     return squares + theta * theta
 
 
@@ -424,8 +337,8 @@ def apply(
         seeds: as for :func:`observe`; read if weights are narrow and STATE is "bfloat16".
     """
     block = first + tl.program_id(0)
-    row = _row(table, low, high, block)
-    begin, count = _part(row, block, SPAN)
+    row = row_of(table, low, high, block)
+    begin, count = part(row, block, SPAN)
     addresses = (tl.load(row), tl.load(row + 2), tl.load(row + 5))
     unit = tl.load(length).to(tl.float32)
     terms = (tl.load(factor).to(tl.float32) * unit, unit)
@@ -457,7 +370,7 @@ def total(table, sums, rows, out, columns, BLOCK: tl.constexpr, SPAN: tl.constex
         out: float64, a row of ``columns`` entries for each tensor, in the caller's order.
         columns: of sums.
     """
-    row = table + tl.program_id(0) * _ROW
+    row = table + tl.program_id(0) * ROW
     column = tl.program_id(1)
     begin = sums + column * rows + tl.load(row + 7)
     count = (tl.load(row + 6) + (SPAN - 1)) // SPAN
