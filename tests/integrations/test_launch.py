@@ -79,9 +79,9 @@ def main():
     with open(os.path.join(args.output_dir, f"report-{args.process_index}.json"), "w") as file:
         json.dump(report, file)
     if torch.distributed.is_initialized():
-        # Gloo's threads need the interpreter to let go of the last gathered tensor. If the model goes first, its reducer
-        # waits for them and they for it, with any optimizer. Left to the interpreter's end, they abort the process
-        # now and then (pytorch issue 190489).
+        # Gloo's threads need the interpreter to let go of the last gathered tensor. If the model goes first, its
+        # reducer waits for them and they for it, with any optimizer. Left to the interpreter's end, they abort the
+        # process now and then (pytorch issue 190489).
         torch.distributed.barrier()
         time.sleep(0.5)
         torch.distributed.destroy_process_group()
