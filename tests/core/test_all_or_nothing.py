@@ -83,9 +83,7 @@ def test_a_fault_at_any_operation(options, undoable, monkeypatch):
     start = snapshot(optimizer)
     count, end = whole_step(optimizer)
     outcomes = {"nothing": 0, "all": 0, "torn": 0}
-    for at in range(
-        0, count - 1, max(23, count // 30)
-    ):  # the last is torch's profiler, which closes its record of the step
+    for at in range(0, count - 1, max(23, count // 30)):  # the last is torch's profiler, which closes its record
         victim = twin(optimizer)
         try:
             with Faulty(at):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -104,10 +104,10 @@ def test_a_tensor_is_followed_too() -> None:
     assert len(told(map(torch.tensor, exponential(1e-7, 1.0, 60)))) == 1
 
 
-def test_a_sweep_is_not_taken_for_a_setting() -> None:
-    """Neither while it lasts nor by the peak that it leaves; a rate that was taken from it is."""
+def advised(first: float) -> Callable[[float], list[str]]:
+    """Takes a step at an lr, and gives the advice after it."""
     weight = nn.Parameter(torch.randn(4, 4))
-    optimizer = Arturo([weight], lr=1e-7)
+    optimizer = Arturo([weight], lr=first)
     advisor = Advisor(optimizer)
 
     def advice(lr: float) -> list[str]:
@@ -116,6 +116,12 @@ def test_a_sweep_is_not_taken_for_a_setting() -> None:
         optimizer.step()
         return advisor.check(optimizer.diagnostics())
 
+    return advice
+
+
+def test_a_sweep_is_not_taken_for_a_setting() -> None:
+    """Neither while it lasts nor by the peak that it leaves; a rate that was taken from it is."""
+    advice = advised(1e-7)
     with pytest.warns(ArturoAdvice, match=SAID):
         swept = [text for lr in exponential(1e-7, 1.0, 40) for text in advice(lr)]
     assert swept == []
@@ -126,16 +132,7 @@ def test_a_sweep_is_not_taken_for_a_setting() -> None:
 @pytest.mark.parametrize("later", [1e-3, 0.1])
 def test_what_may_be_a_sweep_is_no_setting_until_it_is_kept(later: float) -> None:
     """A rise that ends at 0.1 is a sweep or a warm-up: what the run goes on with is the setting."""
-    weight = nn.Parameter(torch.randn(4, 4))
-    optimizer = Arturo([weight], lr=1e-5)
-    advisor = Advisor(optimizer)
-
-    def advice(lr: float) -> list[str]:
-        optimizer.param_groups[0]["lr"] = lr
-        weight.grad = torch.randn(4, 4)
-        optimizer.step()
-        return advisor.check(optimizer.diagnostics())
-
+    advice = advised(1e-5)
     assert [text for lr in exponential(1e-5, 0.1, 40) for text in advice(lr)] == []
     kept = [text for _ in range(20) for text in advice(later)]
     assert [text.partition(" looks like")[0] for text in kept] == (["lr=0.1"] if later == 0.1 else [])

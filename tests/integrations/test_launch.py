@@ -41,7 +41,7 @@ print(json.dumps({
 
 # An ordinary training script: nothing in it names this project.
 TRAINING_SCRIPT = """
-import hashlib, json, os, sys
+import hashlib, json, os, sys, time
 import torch
 from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification
@@ -79,7 +79,11 @@ def main():
     with open(os.path.join(args.output_dir, f"report-{args.process_index}.json"), "w") as file:
         json.dump(report, file)
     if torch.distributed.is_initialized():
-        # Left to the interpreter's end, gloo's threads abort the process now and then (pytorch issue 190489).
+        # Gloo's threads need the interpreter to let go of the last gathered tensor. If the model goes first, its
+        # reducer waits for them and they for it, with any optimizer. Left to the interpreter's end, they abort the
+        # process now and then (pytorch issue 190489).
+        torch.distributed.barrier()
+        time.sleep(0.5)
         torch.distributed.destroy_process_group()
 
 

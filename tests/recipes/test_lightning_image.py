@@ -19,6 +19,7 @@ pytest.importorskip("lightning")
 import lightning
 import torch
 from image_data import write_cifar, write_fashion
+from isolation import one_thread  # noqa: F401  (a fixture of every test here)
 
 from recipes import lightning_image
 from recipes.image import data, fashion_mnist, optimizers, published
@@ -29,14 +30,6 @@ from recipes.text.errors import InputError
 ROOT = Path(__file__).parents[2]
 SMALL = ["--train-rows", "120", "--validation-rows", "40", "--batch-size", "24", "--threads", "1"]
 SMALL += ["--accelerator", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
