@@ -96,7 +96,7 @@ def observe(
         length: ℓ.
         maximize: whether gradients are those of an objective to maximise.
         seeds: for a bfloat16 state, int64 (sources, 2): a 32-bit key and the global index of the first element, see
-            :mod:`arturo_core.kernels.random_bits`.
+            :mod:`arturo_core.storage.random_bits`.
 
     Returns:
         One row a source, float64, of what is kept: Σu²sσℓ, Σsσ, Σσ, Σe²/S, Σu²ℓ².

@@ -26,9 +26,9 @@ def random_bits(key: Tensor | int, index: Tensor) -> Tensor:
         key: 32 bits.
         index: global index of the element in its parameter, int64.
     """
-    x = (_times(index & _MASK, 0x9E3779B1) ^ (index >> 32) ^ key) & _MASK
-    x = _times(x ^ (x >> 16), 0x7FEB352D)
-    x = _times(x ^ (x >> 15), 0x846CA68B)
+    x = (times(index & _MASK, 0x9E3779B1) ^ (index >> 32) ^ key) & _MASK
+    x = times(x ^ (x >> 16), 0x7FEB352D)
+    x = times(x ^ (x >> 15), 0x846CA68B)
     return x ^ (x >> 16)
 
 
@@ -38,7 +38,7 @@ def rounded(values: Tensor, noise: Tensor) -> Tensor:
     return (bits >> 16).to(torch.int16).view(torch.bfloat16)
 
 
-def _times(x: Tensor, factor: int) -> Tensor:
+def times(x: Tensor, factor: int) -> Tensor:
     """The product of 32-bit numbers, its low 32 bits."""
     # In halves: the whole product would leave int64.
     return (x * (factor & 0xFFFF) + (((x * (factor >> 16)) & 0xFFFF) << 16)) & _MASK
