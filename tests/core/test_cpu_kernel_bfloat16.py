@@ -20,8 +20,8 @@ from cpu_problem import (
 
 import arturo_core.kernels.cpu as cpu
 from arturo_core.kernels.cpu import library
-from arturo_core.storage.random_bits import SECOND, random_bits, rounded
 from arturo_core.step.chunks import Source
+from arturo_core.storage.random_bits import SECOND, random_bits, rounded
 
 pytestmark = needs_the_library
 

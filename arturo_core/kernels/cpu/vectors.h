@@ -161,7 +161,7 @@ template <bool SMALL> inline F exponential(F x) {
 }
 
 // 32 random bits of each of WIDTH consecutive elements; `index` is that of the first, `salt` the key and the index's
-// upper half. See arturo_core/kernels/random_bits.py.
+// upper half. See arturo_core/storage/random_bits.py.
 inline I random_bits(uint32_t index, uint32_t salt) {
     I x;
     count_up(x, 0, 0x9E3779B1u);
