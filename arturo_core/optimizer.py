@@ -439,8 +439,8 @@ class Arturo(Persistent):
         outcome = step_of(self._options)(step, level, journal)
         bookkeeping.after_step(self.param_groups, outcome.report.ok, outcome, step.rates, journal)
         self._report = outcome.report
-        for moved, squares in step.squares:
-            self._squares.keep([source.param for source in moved], squares)
+        for chunk, squares in step.squares:
+            self._squares.keep([source.param for source in chunk.sources], squares)
 
     def _joins_at_rest(self, reduction: Reduction) -> bool:
         """Whether this rank tells the others that it stands still: one of them may not.

@@ -76,11 +76,20 @@ class Chunk:
         # Sizes would have to be copied to the device, and the host would wait for that.
         return torch.cat([value.expand(size) for value, size in zip(values.unbind(), sizes, strict=True)])
 
-    def change(self, journal: Journal, work: Callable[[], _T], changes: Sequence[Tensor], atomic: bool) -> _T:
-        """Run a pass that writes to some of the chunk's tensors; ``atomic`` if an exception in it comes before that."""
+    def change(self, journal: Journal, work: Callable[[], _T], theta: bool, rows: Sequence[int], atomic: bool) -> _T:
+        """Run a pass that writes to some of the chunk's tensors.
+
+        Args:
+            journal: of the step.
+            work: the pass.
+            theta: whether it writes weights.
+            rows: of the state that it writes.
+            atomic: whether an exception in it comes before the first write.
+        """
         if self.packed and journal.undoable and self.before is None:
             self.before = [tensor.clone() for tensor in (self.theta, *self.state)]
-        return journal.write(work, () if self.packed else changes, temporary=self.packed, atomic=atomic)
+        changes = () if self.packed or not journal.undoable else self.tensors(theta, rows)
+        return journal.write(work, changes, temporary=self.packed, atomic=atomic)
 
     def write_back(self, journal: Journal) -> None:
         """Copy a packed chunk's weights and state to the tensors they were packed from."""

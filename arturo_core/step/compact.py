@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,8 +15,9 @@ from arturo_core.kernels import many
 from arturo_core.kernels.passes import CompactObserved, GroupTerms
 from arturo_core.reporting.diagnostics import Report
 from arturo_core.step.chunks import Chunk
+from arturo_core.step.columns import Writes, joined
 from arturo_core.step.transaction import Journal
-from arturo_core.step.work import Outcome, Step, Writes
+from arturo_core.step.work import Outcome, Step
 
 
 def take(work: Step, level: Tensor, journal: Journal) -> Outcome:
@@ -31,7 +31,8 @@ def take(work: Step, level: Tensor, journal: Journal) -> Outcome:
         observed = chunk.change(
             journal,
             partial(_observe, work, chunk, gain, terms),
-            chunk.tensors(terms.decay is not None, range(4)),
+            terms.decay is not None,
+            range(len(chunk.state)),
             work.is_atomic(chunk),
         )
         parts = [one for one in observed if one is not None]
@@ -53,7 +54,8 @@ def take(work: Step, level: Tensor, journal: Journal) -> Outcome:
         chunk.change(
             journal,
             partial(_apply, work, chunk, factor_of[chunk.group].to(terms.ok), terms),
-            chunk.tensors(True, (0, 3)),
+            True,
+            (0, 3),
             work.is_atomic(chunk),
         )
         chunk.write_back(journal)
@@ -62,11 +64,10 @@ def take(work: Step, level: Tensor, journal: Journal) -> Outcome:
     level = torch.where((ok > 0.0) & torch.isfinite(found) & (found > 0.0), found, level)
     # Known before the step is taken: reducing what it did would cost every step another collective.
     squared_length = torch.where(factors > 0.0, factors * factors * squared, 0.0).sum()
-    counters, counts = replace(work, ok=ok).counted()
     return Outcome(
         report=Report(multiplier, ok, surprise.sum(), squared_length, elements.sum()),
         level=level,
-        scalars=([*counters, *variances[0], *pending[0]], [*counts, *variances[1], *pending[1]]),
+        scalars=joined(work.counted(ok), variances, pending),
     )
 
 
@@ -81,34 +82,34 @@ def _observe(work: Step, chunk: Chunk, gains: Gains, terms: GroupTerms) -> Compa
 
 def _apply(work: Step, chunk: Chunk, factor: Tensor, terms: GroupTerms) -> None:
     if chunk.kernel is not None:
-        work.squares.append((chunk.sources, chunk.kernel.apply(chunk.table, factor, terms.length)))
+        work.squares.append((chunk, chunk.kernel.apply(chunk.table, factor, terms.length)))
     else:
         work.passes.compact_apply(chunk.theta, Kept(*chunk.state), factor, terms, work.options)
 
 
 def _pending(work: Step, factor_of: Mapping[int, Tensor]) -> Writes:
     """What of this step's re-centring the next one has to do, yet to be written; ``factor_of`` is f of every group."""
-    sources = work.sources
-    if not sources:
+    if not work.sources:
         return [], []
-    waits = [defers(source.theta.dtype, source.state[0].dtype, work.options) for source in sources]
-    columns = torch.stack(
-        [
-            torch.stack([work.ok_of[group], factor, factor * work.rates[group].length])
-            for group, factor in factor_of.items()
-        ]
-    )
-    row = {group: index for index, group in enumerate(factor_of)}
-    ok, factor, moved = columns[[row[source.group] for source in sources]].unbind(dim=1)
-    if not all(waits):
-        mask = torch.tensor(waits, device="cpu").to(factor)
-        factor, moved = factor * mask, moved * mask
-    held = [source.scalars["pending"] for source in sources], [source.scalars["moved"] for source in sources]
-    found = [
-        torch.where(ok > 0.0, value, torch.stack([before.to(value) for before in old]))
-        for value, old in zip((factor, moved), held, strict=True)
-    ]
-    return [*held[0], *held[1]], [value for column in found for value in column.unbind()]
+    columns = work.columns
+    takes = columns.of_groups(work.ok_of) > 0.0
+    found = {
+        "pending": factor_of,
+        "moved": {group: factor * work.rates[group].length for group, factor in factor_of.items()},
+    }
+    waits = [defers(source.theta.dtype, source.state[0].dtype, work.options) for source in work.sources]
+    mask = None if all(waits) else torch.stack([_number(work.ok, wait) for wait in waits])
+    writes: Writes = ([], [])
+    for name, values in found.items():
+        column = columns.of_groups(values)
+        column = torch.where(takes, column if mask is None else column * mask, columns.read(name))
+        writes = joined(writes, columns.write(name, column))
+    return writes
+
+
+def _number(like: Tensor, value: float) -> Tensor:
+    # Filled on the device: a copy from the host would wait for it, and no graph can capture it.
+    return torch.full_like(like, value)
 
 
 def _gains(work: Step, level: Tensor) -> tuple[list[Gains], Writes]:
@@ -116,15 +117,10 @@ def _gains(work: Step, level: Tensor) -> tuple[list[Gains], Writes]:
     sources = work.sources
     if not sources:
         return [], ([], [])
-
-    def column(name: str) -> Tensor:
-        return torch.stack([source.scalars[name].to(work.home) for source in sources]).to(work.ok.dtype)
-
-    ok = torch.stack([work.ok_of[source.group] for source in sources])
-    share = torch.stack([work.rates[source.group].share for source in sources])
-    where = filters(column("step"), column("variance"), share, ok, work.options)
-    variances = [source.scalars["variance"] for source in sources], list(where.variance.unbind())
-    columns = (where.gradient, where.noise, where.predicted, column("pending"), column("moved"))
+    read, of_groups = work.columns.read, work.columns.of_groups
+    share = of_groups({group: rates.share for group, rates in work.rates.items()})
+    where = filters(read("step"), read("variance"), share, of_groups(work.ok_of), work.options)
+    columns = (where.gradient, where.noise, where.predicted, read("pending"), read("moved"))
     found: list[Gains] = []
     start = 0
     for chunk in work.chunks:
@@ -139,4 +135,4 @@ def _gains(work: Step, level: Tensor) -> tuple[list[Gains], Writes]:
         curvature, common = (moves * work.options.init_covariance).to(like), (moves * torch.log(level)).to(like)
         found.append(Gains(gradient, noise, curvature, expected, common, *last))
         start = part.stop
-    return found, variances
+    return found, work.columns.write("variance", where.variance)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -33,7 +32,8 @@ def take(work: Step, level: Tensor, journal: Journal) -> Outcome:
         observed, terms_of_dual = chunk.change(
             journal,
             partial(_observe, work, chunk, terms),
-            chunk.state[1:] if terms.decay is None else (chunk.theta, *chunk.state[1:]),
+            terms.decay is not None,
+            range(1, len(chunk.state)),
             work.passes.ATOMIC,
         )
         spectra.append(terms_of_dual)
@@ -100,14 +100,14 @@ def take(work: Step, level: Tensor, journal: Journal) -> Outcome:
                 terms._replace(ok=terms.ok * ok.to(terms.ok)),
                 options,
             ),
-            (chunk.theta, *chunk.state),
+            True,
+            range(len(chunk.state)),
             work.passes.ATOMIC,
         )
         moved[chunk.layout].append([squared])
         chunk.write_back(journal)
     squared_length = journal.once(partial(work.reduction.sum, reductions.totals(moved, 1, work.home)))[0]
-    taken = replace(work, ok=ok)
-    return Outcome(Report(multiplier, ok, surprise, squared_length, elements), None, taken.counted())
+    return Outcome(Report(multiplier, ok, surprise, squared_length, elements), None, work.counted(ok))
 
 
 def _observe(work: Step, chunk: Chunk, terms: GroupTerms) -> tuple[FullObserved, trust_region.Spectrum]:

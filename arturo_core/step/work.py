@@ -18,10 +18,8 @@ from arturo_core.kernels.passes import GroupTerms, Passes
 from arturo_core.options import Options
 from arturo_core.reporting.diagnostics import Report
 from arturo_core.step.chunks import Chunk, Source
+from arturo_core.step.columns import Columns, Scattered, Writes
 from arturo_core.step.learning_rate import GroupRates
-
-#: Tensors, and the values that are to be written to them.
-Writes = tuple[list[Tensor], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,8 @@ class Step:
             infinite; 0-dimensional, wide.
         home: device of the scalars.
         reduction: how sums over all parameters are taken.
-        squares: sources, and Σθ² of each after the step, as kernels find it on their way.
+        flat: columns of the scalars, where the entries lie side by side.
+        squares: chunks, and Σθ² of each source after the step, as kernels find it on their way.
     """
 
     chunks: Sequence[Chunk]
@@ -51,7 +50,8 @@ class Step:
     relative: Tensor
     home: torch.device
     reduction: Reduction
-    squares: list[tuple[Sequence[Source], Tensor]] = field(default_factory=list)
+    flat: Columns | None = None
+    squares: list[tuple[Chunk, Tensor]] = field(default_factory=list)
 
     def is_atomic(self, chunk: Chunk) -> bool:
         """Whether an exception in a pass over a chunk comes before its first write."""
@@ -70,19 +70,17 @@ class Step:
             found += [source for source in chunk.sources if not found or source is not found[-1]]
         return [*found, *self.empty]
 
-    def counted(self) -> Writes:
-        """Every parameter's own count of updates, this one included, yet to be written."""
-        # A parameter with padding inside has several sources, and one counter.
-        sources = list({id(source.scalars["step"]): source for source in self.sources}.values())
-        counters = [source.scalars["step"] for source in sources]
-        if not counters:
+    @cached_property
+    def columns(self) -> Columns:
+        """The scalars of :attr:`sources`; there is one at least."""
+        return self.flat or Scattered(self.sources, self.ok)
+
+    def counted(self, ok: Tensor) -> Writes:
+        """Every parameter's own count of updates, this one included, yet to be written; ``ok`` as :attr:`ok`."""
+        if not self.sources:
             return [], []
-        ok = {
-            (source.group, source.theta.device): self.ok_of[source.group].to(source.scalars["step"])
-            for source in {(source.group, source.theta.device): source for source in sources}.values()
-        }
-        added = [ok[source.group, here.device] for source, here in zip(sources, counters, strict=True)]
-        return counters, list(torch._foreach_add(counters, added))
+        moves = self.columns.of_groups(self.ok_of)
+        return self.columns.write("step", self.columns.read("step") + torch.where(ok > 0.0, moves, 0.0))
 
     def reference_lr(self) -> Tensor:
         """The largest learning rate of the step."""

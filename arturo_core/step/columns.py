@@ -1,0 +1,74 @@
+"""The scalars that every parameter's state keeps, for all parameters of a step at once: one column a scalar.
+
+Parameters come in the order of a step's sources. Columns are read and written entry by entry, unless the entries lie
+side by side already (:mod:`arturo_core.step.roster`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from arturo_core.step.chunks import Source
+
+#: Tensors, and the values that are to be written to them.
+Writes = tuple[list[Tensor], list[Tensor]]
+
+
+def joined(*writes: Writes) -> Writes:
+    """Writes in one."""
+    return [target for targets, _ in writes for target in targets], [value for _, values in writes for value in values]
+
+
+class Columns(Protocol):
+    """Scalars of a number of sources; columns are of shape (sources,)."""
+
+    def read(self, name: str) -> Tensor:
+        """A column, on the home device, wide."""
+
+    def write(self, name: str, values: Tensor) -> Writes:
+        """A column, yet to be written."""
+
+    def of_groups(self, values: Mapping[int, Tensor]) -> Tensor:
+        """What the group of every source has; ``values`` are 0-dimensional, by the group's index."""
+
+
+class Scattered(NamedTuple):
+    """Columns whose entries are tensors of their own."""
+
+    sources: Sequence[Source]
+    like: Tensor  # wide, on the home device
+
+    def read(self, name: str) -> Tensor:
+        return torch.stack([source.scalars[name].to(self.like.device) for source in self.sources]).to(self.like.dtype)
+
+    def write(self, name: str, values: Tensor) -> Writes:
+        # A parameter with padding inside has several sources, and one scalar.
+        found = {id(source.scalars[name]): index for index, source in enumerate(self.sources)}
+        parts = values.unbind()
+        targets = [self.sources[index].scalars[name] for index in found.values()]
+        return targets, [parts[index] for index in found.values()]
+
+    def of_groups(self, values: Mapping[int, Tensor]) -> Tensor:
+        return torch.stack([values[source.group] for source in self.sources])
+
+
+class Flat(NamedTuple):
+    """Columns that are tensors; the entries in the parameters' states are views of them."""
+
+    columns: Mapping[str, Tensor]
+    groups: Tensor  # row of every source's group among the groups of a step
+    like: Tensor
+
+    def read(self, name: str) -> Tensor:
+        return self.columns[name].to(self.like.dtype, copy=True)
+
+    def write(self, name: str, values: Tensor) -> Writes:
+        return [self.columns[name]], [values]
+
+    def of_groups(self, values: Mapping[int, Tensor]) -> Tensor:
+        return torch.stack(list(values.values()))[self.groups]
