@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from arturo_core import habits
-from arturo_core.contexts import is_fake
+from arturo_core.contexts import fake_mode_is_active, is_fake
 from arturo_core.distributed import agreement, sharding
 from arturo_core.distributed.reductions import Reduction
 from arturo_core.distributed.refusals import check_caller, check_layout, check_step
@@ -30,9 +30,11 @@ from arturo_core.persistence import Persistent
 from arturo_core.reporting import diagnostics as reporting
 from arturo_core.reporting import noticing, readings
 from arturo_core.state import forget, holds
-from arturo_core.step import bookkeeping, gathering, learning_rate, preparing, rehearsal, transaction
+from arturo_core.step import bookkeeping, gathering, learning_rate, preparing, rehearsal, roster, transaction
 from arturo_core.step.chunks import Chunk, Source, chunks
 from arturo_core.step.forms import step_of
+from arturo_core.step.found import Found
+from arturo_core.step.roster import Roster
 from arturo_core.step.transaction import Journal
 from arturo_core.step.weight_scale import Squares
 from arturo_core.step.work import Step
@@ -176,6 +178,7 @@ class Arturo(Persistent):
         self._report = None
         self._torn = False
         self._squares = Squares()
+        self._roster = None
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, habits.MOMENTUM: habits.NO_MOMENTUM}
         check_group(defaults, self._options)
         super().__init__(params, defaults)
@@ -362,39 +365,17 @@ class Arturo(Persistent):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        taking_part = preparing.taking_part(self.param_groups, self.state, self._options)
-        if rehearsal.is_due(taking_part):
+        if fake_mode_is_active() and rehearsal.is_due(
+            preparing.taking_part(self.param_groups, self.state, self._options)
+        ):
             rehearsal.stand_in(self).step()
             return loss
-        reduction = Reduction.over(taking_part, sharding.process_groups(self._process_group))
-        new = not all(holds(self.state.get(param), self._options) for param in taking_part)
-        prepare = partial(
-            preparing.prepare, taking_part, self.param_groups, self.state, self._options, self._process_group
-        )
-        refusal = agreement.refusal(prepare, reduction.distributed)
-        moving = [index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])]
-        if not moving and (new or not self._joins_at_rest(reduction)):
-            if refusal is not None:
-                raise refusal
+        found = self._again() or self._anew()
+        if found is None:
             return loss
-        home = self._home(reduction)
-        options = self._options
-        sources: list[Source] = []
-        work: list[Chunk] = []
-
-        def collect() -> None:
-            sources[:] = gathering.gather(self.param_groups, self.state, moving, reduction, options)
-            work[:] = chunks(sources, select.chunk_size(options, home), select.kernel(options, home))
-
-        found = agreement.refusal(collect, reduction.distributed)
-        if not sources and not reduction.distributed:
-            return loss
-        refusal = refusal or found
-        if refusal is not None:
-            sources, work = [], []
-        seen = gathering.survey(
-            self.param_groups, self.state, moving, work, reduction, options, home, refusal, self._squares
-        )
+        options, home, refusal, work = self._options, found.home, found.refusal, found.chunks
+        moving, reduction = found.moving, found.reduction
+        seen = gathering.survey(self.param_groups, moving, work, found.sizes, reduction, home, refusal)
         if seen.idle or not moving:
             return loss
         asking = self.param_groups if refusal is None else agreement.asking_nothing(self.param_groups)
@@ -402,7 +383,7 @@ class Arturo(Persistent):
         lr = torch.stack([rate.lr for rate in rates.values()])
         step = Step(
             chunks=work,
-            empty=[source for source in sources if not source.theta.numel()],
+            empty=found.empty,
             rates=rates,
             options=options,
             passes=select.passes(options),
@@ -416,15 +397,16 @@ class Arturo(Persistent):
             relative=seen.relative,
             home=home,
             reduction=reduction,
+            flat=None if found.roster is None else found.roster.flat,
         )
         level = learning_rate.scalar(bookkeeping.first(self.param_groups)["level"], home)
         attempts = [step, step, replace(step, passes=select.fallback())]
         # What kernels do cannot break off in the middle, so it is finished instead of undone.
         breakable = any(chunk.kernel is None for chunk in work)
-        undoable = breakable and sum(source.theta.numel() for source in sources) <= transaction.UNDOABLE
+        undoable = breakable and sum(chunk.elements for chunk in work) <= transaction.UNDOABLE
         try:
             transaction.carry_out(
-                [partial(self._take, attempt, level) for attempt in attempts],
+                [partial(self._take, attempt, level, found.roster) for attempt in attempts],
                 undoable=undoable,
             )
         except transaction.TornStep:
@@ -432,13 +414,68 @@ class Arturo(Persistent):
             raise
         if refusal is not None:
             raise refusal
+        if found.roster is None:
+            self._roster = None
+            if roster.suits(self.param_groups, self.state, work, reduction, home):
+                self._roster = roster.Roster(self.param_groups, self.state, moving, work, reduction, home)
         return loss
 
-    def _take(self, step: Step, level: Tensor, journal: Journal) -> None:
+    def _again(self) -> Found | None:
+        """What the step works on, if nothing is new about it since the last one."""
+        if self._roster is None:
+            return None
+        moving = self._moving()
+        sources = self._roster.call(self.param_groups, self.state, moving)
+        if sources is None:
+            return None
+        preparing.check_groups(self.param_groups, self._options)
+        work = self._roster.chunks(sources)
+        sizes = self._roster.sizes(work, len(self.param_groups) if gathering.is_sized(self._options) else 0)
+        return Found(work, [], moving, self._roster.reduction, self._roster.home, sizes, roster=self._roster)
+
+    def _anew(self) -> Found | None:
+        """What the step works on, every parameter looked at; None if there is nothing to do."""
+        options = self._options
+        taking_part = preparing.taking_part(self.param_groups, self.state, options)
+        reduction = Reduction.over(taking_part, sharding.process_groups(self._process_group))
+        new = not all(holds(self.state.get(param), options) for param in taking_part)
+        prepare = partial(preparing.prepare, taking_part, self.param_groups, self.state, options, self._process_group)
+        refusal = agreement.refusal(prepare, reduction.distributed)
+        moving = self._moving()
+        if not moving and (new or not self._joins_at_rest(reduction)):
+            if refusal is not None:
+                raise refusal
+            return None
+        home = self._home(reduction)
+        sources: list[Source] = []
+        work: list[Chunk] = []
+
+        def collect() -> None:
+            sources[:] = gathering.gather(self.param_groups, self.state, moving, reduction, options)
+            work[:] = chunks(sources, select.chunk_size(options, home), select.kernel(options, home))
+
+        found = agreement.refusal(collect, reduction.distributed)
+        if not sources and not reduction.distributed:
+            return None
+        refusal = refusal or found
+        if refusal is not None:
+            sources, work = [], []
+        seen = moving if refusal is None else ()
+        sizes = gathering.sizes(self.param_groups, self.state, seen, work, reduction, options, home, self._squares)
+        empty = [source for source in sources if not source.theta.numel()]
+        return Found(work, empty, moving, reduction, home, sizes, refusal)
+
+    def _moving(self) -> list[int]:
+        return [index for index, group in enumerate(self.param_groups) if not learning_rate.stands_still(group["lr"])]
+
+    def _take(self, step: Step, level: Tensor, roster: Roster | None, journal: Journal) -> None:
         """All of a step that changes anything."""
         outcome = step_of(self._options)(step, level, journal)
         bookkeeping.after_step(self.param_groups, outcome.report.ok, outcome, step.rates, journal)
         self._report = outcome.report
+        if roster is not None:
+            roster.keep(step.squares)
+            return
         for chunk, squares in step.squares:
             self._squares.keep([source.param for source in chunk.sources], squares)
 

@@ -20,6 +20,7 @@ from arturo_core.reporting.diagnostics import Report
 from arturo_core.state import check_saved, holds, restore
 from arturo_core.step import bookkeeping
 from arturo_core.step.rehearsal import aside
+from arturo_core.step.roster import Roster
 from arturo_core.step.weight_scale import Squares
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Persistent(Optimizer):
         _report: of the last step.
         _torn: whether a step broke off in the middle and could be neither undone nor finished.
         _squares: Σθ² of weights that the last step has left.
+        _roster: what the last step found out about its parameters, if that holds for the next.
     """
 
     _options: Options
@@ -46,6 +48,7 @@ class Persistent(Optimizer):
     _report: Report | None
     _torn: bool
     _squares: Squares
+    _roster: Roster | None
 
     def state_dict(self) -> dict[str, Any]:
         """State and parameter groups, as every ``torch.optim`` optimizer gives them.
@@ -137,7 +140,7 @@ class Persistent(Optimizer):
         self.__dict__.setdefault("_lost_process_group", False)
         self.__dict__.setdefault("_report", None)
         self.__dict__.setdefault("_torn", False)
-        self._squares = Squares()
+        self._squares, self._roster = Squares(), None
         for param, restored in self.__dict__.pop("_loading", ()):
             self.state[param].update(restored)
         # Older checkpoints lack keys; distributed checkpointing loses all those of an empty first group.

@@ -57,6 +57,11 @@ def declare(vector: Tensor, pieces: Iterable[Piece]) -> None:
     _declared[vector] = _Contents(found, runs)
 
 
+def is_any_declared() -> bool:
+    """Whether there are flat parameters at all."""
+    return bool(_declared)
+
+
 def is_declared(param: Tensor) -> bool:
     """Whether it is known what a parameter is made of."""
     return bool(_declared) and param in _declared

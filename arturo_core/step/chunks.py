@@ -59,6 +59,27 @@ class Chunk:
     def elements(self) -> int:
         return self.theta.numel() if self.kernel is None else sum(source.theta.numel() for source in self.sources)
 
+    @classmethod
+    def whole(cls, kernel: Kernel, sources: list[Source]) -> Chunk:
+        """What a kernel takes at once."""
+        head = sources[0]
+        return cls(
+            head.theta,
+            head.grad,
+            head.state,
+            head.group,
+            sources,
+            packed=False,
+            layout=head.layout,
+            kernel=kernel,
+            table=kernel.table(sources),
+        )
+
+    def squares(self) -> Tensor:
+        """Σθ² of each source, of a kernel's chunk."""
+        assert self.kernel is not None
+        return self.kernel.survey(self.table, squares=True)[1]
+
     def tensors(self, theta: bool, rows: Sequence[int]) -> list[Tensor]:
         """The weights, if they are asked for, and some rows of the state."""
         parts: Sequence[Chunk | Source] = [self] if self.kernel is None else self.sources
@@ -132,19 +153,8 @@ def chunks(sources: Iterable[Source], size: int, kernel: Kernel | None = None) -
         else:
             rest.append(source)
     for alike in many.values():
-        head = alike[0]
         assert kernel is not None
-        yield Chunk(
-            head.theta,
-            head.grad,
-            head.state,
-            head.group,
-            alike,
-            packed=False,
-            layout=head.layout,
-            kernel=kernel,
-            table=kernel.table(alike),
-        )
+        yield Chunk.whole(kernel, alike)
     open_packs: dict[tuple[object, ...], list[Source]] = {}
     filled: dict[tuple[object, ...], int] = {}
     for source in rest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +70,7 @@ class Survey(NamedTuple):
     idle: bool
 
 
-def survey(
+def sizes(
     groups: Groups,
     state: State,
     moving: Sequence[int],
@@ -79,21 +78,63 @@ def survey(
     reduction: Reduction,
     options: Options,
     home: torch.device,
+    squares: weight_scale.Squares,
+) -> Tensor:
+    """Of every layout and group on this rank what :func:`arturo_core.step.weight_scale.sums` says, wide.
+
+    Args:
+        groups: of the optimizer.
+        state: of the optimizer.
+        moving: indices of the groups that move here.
+        chunks: what of parameters with a gradient is on this rank.
+        reduction: over the ranks.
+        options: of the optimizer.
+        home: where scalars live.
+        squares: of the weights that kernels work on, as the last step has left them.
+
+    Returns:
+        (layouts, groups, 2); (layouts, 0, 2) where a step's length does not depend on the weights' size.
+    """
+    sized = is_sized(options)
+    known: dict[int, Tensor] = {}
+    for chunk in chunks if sized else ():
+        if chunk.kernel is not None:
+            known |= squares.of([source.param for source in chunk.sources], chunk.squares)
+    # As long on every rank, also where a learning rate of 0 on one of them alone leaves a group out there.
+    shape = (len(reduction.layouts), len(groups) if sized else 0, 2)
+    found = torch.zeros(shape, dtype=wide_dtype(home), device=home)
+    for index in moving if sized else ():
+        held = [param for param in groups[index]["params"] if holds(state.get(param), options)]
+        for number in range(len(reduction.layouts)):
+            here = [param for param in held if reduction.number[id(param)] == number]
+            found[number, index] = weight_scale.sums(here, home, known)
+    return found
+
+
+def is_sized(options: Options) -> bool:
+    """Whether a step's length depends on the weights' size."""
+    return form_of(options).sized and options.trust_region == "rms"
+
+
+def survey(
+    groups: Groups,
+    moving: Sequence[int],
+    chunks: Sequence[Chunk],
+    sizes: Tensor,
+    reduction: Reduction,
+    home: torch.device,
     refusal: Exception | None = None,
-    squares: weight_scale.Squares | None = None,
 ) -> Survey:
     """Look at the weights, gradients and learning rates of all ranks, replicas too, in one reduction.
 
     Args:
         groups: of the optimizer.
-        state: of the optimizer.
         moving: indices of the groups that move here; ranks may differ in it, and then learn that their rates differ.
         chunks: what of parameters with a gradient is on this rank.
+        sizes: :func:`sizes`.
         reduction: over the ranks.
-        options: of the optimizer.
         home: where scalars live.
         refusal: why this rank cannot take the step (:func:`arturo_core.distributed.agreement.refusal`).
-        squares: of the weights that kernels work on, as the last step has left them.
 
     Raises:
         Exception: the refusal of this rank.
@@ -103,21 +144,6 @@ def survey(
     Where scalars live on an accelerator nothing is raised, for reading them would wait for it: the step is skipped on
     every rank, and whoever has refused raises after it.
     """
-    sized = form_of(options).sized and options.trust_region == "rms"
-    # As long on every rank, also where a learning rate of 0 on one of them alone leaves a group out there.
-    shape = (len(reduction.layouts), len(groups) if sized else 0, 2)
-    known: dict[int, Tensor] = {}
-    for chunk in chunks if sized else ():
-        if squares is not None and chunk.kernel is not None:
-            params = [source.param for source in chunk.sources]
-            known |= squares.of(params, partial(_squares, chunk))
-    sizes = torch.zeros(shape, dtype=wide_dtype(home), device=home)
-    for index in moving if sized and refusal is None else ():
-        held = [param for param in groups[index]["params"] if holds(state.get(param), options)]
-        for number in range(len(reduction.layouts)):
-            sizes[number, index] = weight_scale.sums(
-                [p for p in held if reduction.number[id(p)] == number], home, known
-            )
     unusable = reductions.unusable([chunk.grad for chunk in chunks if chunk.kernel is None], home)
     for chunk in chunks:
         if chunk.kernel is not None:
@@ -131,15 +157,10 @@ def survey(
         _raise(refusal, bool(differ), bool(refused))
     ok = (unusable == 0.0) & (present > 0.0) & (refused == 0.0) & ~differ
     relative = torch.full_like(unusable, torch.inf)
-    if sized and moving:
+    if sizes.numel() and moving:
         rates = [learning_rate.scalar(groups[index]["lr"] if refusal is None else torch.inf, home) for index in moving]
         relative = weight_scale.radius(torch.stack([sums[index] for index in moving]), rates)
     return Survey(relative, ok.to(sums), is_readable(present) and not bool(present))
-
-
-def _squares(chunk: Chunk) -> Tensor:
-    assert chunk.kernel is not None
-    return chunk.kernel.survey(chunk.table, squares=True)[1]
 
 
 def _raise(refusal: Exception | None, differ: bool, refused: bool) -> None:

@@ -38,11 +38,7 @@ def prepare(params: Sequence[Tensor], groups: Groups, state: State, options: Opt
     Raises:
         RuntimeError, ValueError, TypeError: a group, a gradient or a statistic cannot be used; nothing has changed.
     """
-    for group in groups:
-        bookkeeping.adopt(group, options)
-        check_tensor_lr(group["lr"])
-        if learning_rate.known(group["lr"]):
-            check_group(group, options)
+    check_groups(groups, options)
     for param in params:
         which = partial(name_of, groups, param)
         if param.grad is not None:
@@ -58,6 +54,19 @@ def prepare(params: Sequence[Tensor], groups: Groups, state: State, options: Opt
         if not holds(state.get(param), options):
             # Others may keep entries of their own here.
             state.setdefault(param, {}).update(allocate(param, options))
+
+
+def check_groups(groups: Groups, options: Options) -> None:
+    """Refuse what a user may have set in a group; plain numbers that are kept as tensors become such.
+
+    Raises:
+        ValueError, TypeError: nothing has changed but for that.
+    """
+    for group in groups:
+        bookkeeping.adopt(group, options)
+        check_tensor_lr(group["lr"])
+        if learning_rate.known(group["lr"]):
+            check_group(group, options)
 
 
 def check_new(groups: Groups, param: Tensor, options: Options, process_group: Any) -> None:

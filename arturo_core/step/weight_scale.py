@@ -101,8 +101,7 @@ def sums(params: Sequence[Tensor], home: torch.device, known: Mapping[int, Tenso
         square = None if known is None or param.dim() < 2 else known.get(id(param))
         if square is not None:
             carried[0].append(square)
-            elements = param.numel() * (2 if param.is_complex() else 1)
-            carried[1].append((elements, param.shape[0], param.numel() // param.shape[0]))
+            carried[1].append(shape_of(param))
             continue
         for weight, shape in matrices(param):
             parts, shapes = alike.setdefault((weight.device, weight.dtype), ([], []))
@@ -110,15 +109,25 @@ def sums(params: Sequence[Tensor], home: torch.device, known: Mapping[int, Tenso
                 parts.append(part)
                 shapes.append((part.numel(), *shape))
     total = torch.zeros(2, dtype=wide_dtype(home), device=home)
-    summed = [(_squares(parts, dtype), shapes) for (_, dtype), (parts, shapes) in alike.items()]
+    for (_, dtype), (parts, shapes) in alike.items():
+        total = total + carried_sums(_squares(parts, dtype), tuple(shapes), home)
     if carried[0]:
-        summed.append((torch.stack(carried[0]), carried[1]))
-    for squares, shapes in summed:
-        squares = squares.to(home, total.dtype)
-        spread, initial, count = _kept_constants(tuple(shapes), home)
-        terms = torch.stack([squares * spread + initial, count])
-        total = total + torch.where(torch.isfinite(squares), terms, 0.0).sum(dim=1)
+        total = total + carried_sums(torch.stack(carried[0]), tuple(carried[1]), home)
     return total
+
+
+def carried_sums(squares: Tensor, shapes: tuple[Shape, ...], home: torch.device) -> Tensor:
+    """:func:`sums` of matrices or parts of them whose Σθ² is known; shape (2,), wide, on ``home``."""
+    squares = squares.to(home, wide_dtype(home))
+    spread, initial, count = _kept_constants(shapes, home)
+    terms = torch.stack([squares * spread + initial, count])
+    return torch.where(torch.isfinite(squares), terms, 0.0).sum(dim=1)
+
+
+def shape_of(param: Tensor) -> Shape:
+    """Real elements, rows and columns of a matrix of which all is here."""
+    elements = param.numel() * (2 if param.is_complex() else 1)
+    return elements, param.shape[0], param.numel() // param.shape[0]
 
 
 def _squares(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
