@@ -417,7 +417,7 @@ class Arturo(Persistent):
         if found.roster is None:
             self._roster = None
             if roster.suits(self.param_groups, self.state, work, reduction, home):
-                self._roster = roster.Roster(self.param_groups, self.state, moving, work, reduction, home)
+                self._roster = roster.Roster(self.param_groups, self.state, moving, work, reduction, home, options)
         return loss
 
     def _again(self) -> Found | None:

@@ -31,6 +31,12 @@ class Kernel(Protocol):
     def table(self, sources: Sequence[Source]) -> Any:
         """What the kernel needs to know of the sources, for all passes of a step."""
 
+    def outline(self, table: Any) -> Any:
+        """What of a table may be kept for the next step; no tensor lives on in it."""
+
+    def renewed(self, outline: Any, sources: Sequence[Source]) -> Any:
+        """The table of the same sources; only their gradients may lie elsewhere."""
+
     def survey(self, sources: Any, squares: bool) -> tuple[Tensor, Tensor]:
         """1 if a gradient is not usable, else 0; and Σθ² of each source, if it is asked for."""
 

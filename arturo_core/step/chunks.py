@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -54,14 +54,19 @@ class Chunk:
     kernel: Kernel | None = None  # of many tensors
     table: Any = None  # what the kernel has made of the sources
     before: list[Tensor] | None = None  # what a pack began with, if it may have to be undone
+    count: int | None = None  # elements of all sources, if they have been counted
 
     @property
     def elements(self) -> int:
-        return self.theta.numel() if self.kernel is None else sum(source.theta.numel() for source in self.sources)
+        if self.kernel is None:
+            return self.theta.numel()
+        if self.count is None:
+            self.count = sum(source.theta.numel() for source in self.sources)
+        return self.count
 
     @classmethod
-    def whole(cls, kernel: Kernel, sources: list[Source]) -> Chunk:
-        """What a kernel takes at once."""
+    def whole(cls, kernel: Kernel, sources: list[Source], like: Outline | None = None) -> Chunk:
+        """What a kernel takes at once; ``like`` it was in the last step."""
         head = sources[0]
         return cls(
             head.theta,
@@ -72,8 +77,14 @@ class Chunk:
             packed=False,
             layout=head.layout,
             kernel=kernel,
-            table=kernel.table(sources),
+            table=kernel.table(sources) if like is None else kernel.renewed(like.table, sources),
+            count=None if like is None else like.elements,
         )
+
+    def outline(self) -> Outline:
+        """What of a kernel's chunk is the same in the next step, if only its gradients are others."""
+        assert self.kernel is not None
+        return Outline(self.kernel, self.kernel.outline(self.table), self.elements)
 
     def squares(self) -> Tensor:
         """Σθ² of each source, of a kernel's chunk."""
@@ -130,6 +141,18 @@ class Chunk:
             torch._foreach_copy_(
                 list(into), [part.view(target.shape) for part, target in zip(parts, into, strict=True)]
             )
+
+
+class Outline(NamedTuple):
+    """A kernel's chunk without its tensors."""
+
+    kernel: Kernel
+    table: Any
+    elements: int
+
+    def filled(self, sources: list[Source]) -> Chunk:
+        """The chunk of the same sources with other gradients."""
+        return Chunk.whole(self.kernel, sources, self)
 
 
 #: The result of a pass.

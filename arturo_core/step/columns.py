@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from arturo_core.algorithm.compact import defers
+from arturo_core.options import Options
+
 if TYPE_CHECKING:
     from arturo_core.step.chunks import Source
 
@@ -36,6 +39,9 @@ class Columns(Protocol):
     def of_groups(self, values: Mapping[int, Tensor]) -> Tensor:
         """What the group of every source has; ``values`` are 0-dimensional, by the group's index."""
 
+    def deferred(self, options: Options) -> Tensor | None:
+        """1 where the re-centring of a step waits for the next, else 0; None where it does everywhere."""
+
 
 class Scattered(NamedTuple):
     """Columns whose entries are tensors of their own."""
@@ -56,12 +62,18 @@ class Scattered(NamedTuple):
     def of_groups(self, values: Mapping[int, Tensor]) -> Tensor:
         return torch.stack([values[source.group] for source in self.sources])
 
+    def deferred(self, options: Options) -> Tensor | None:
+        waits = [defers(source.theta.dtype, source.state[0].dtype, options) for source in self.sources]
+        # Filled on the device: a copy from the host would wait for it, and no graph can capture it.
+        return None if all(waits) else torch.stack([torch.full_like(self.like, wait) for wait in waits])
+
 
 class Flat(NamedTuple):
     """Columns that are tensors; the entries in the parameters' states are views of them."""
 
     columns: Mapping[str, Tensor]
     groups: Tensor  # row of every source's group among the groups of a step
+    waits: Tensor | None  # what :meth:`deferred` returns
     like: Tensor
 
     def read(self, name: str) -> Tensor:
@@ -72,3 +84,6 @@ class Flat(NamedTuple):
 
     def of_groups(self, values: Mapping[int, Tensor]) -> Tensor:
         return torch.stack(list(values.values()))[self.groups]
+
+    def deferred(self, options: Options) -> Tensor | None:
+        return self.waits

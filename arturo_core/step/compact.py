@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from arturo_core.algorithm import trust_region
-from arturo_core.algorithm.compact import Gains, Kept, Sums, defers, dual, filters
+from arturo_core.algorithm.compact import Gains, Kept, Sums, dual, filters
 from arturo_core.distributed import reductions
 from arturo_core.kernels import many
 from arturo_core.kernels.passes import CompactObserved, GroupTerms
@@ -97,19 +97,13 @@ def _pending(work: Step, factor_of: Mapping[int, Tensor]) -> Writes:
         "pending": factor_of,
         "moved": {group: factor * work.rates[group].length for group, factor in factor_of.items()},
     }
-    waits = [defers(source.theta.dtype, source.state[0].dtype, work.options) for source in work.sources]
-    mask = None if all(waits) else torch.stack([_number(work.ok, wait) for wait in waits])
+    mask = columns.deferred(work.options)
     writes: Writes = ([], [])
     for name, values in found.items():
         column = columns.of_groups(values)
         column = torch.where(takes, column if mask is None else column * mask, columns.read(name))
         writes = joined(writes, columns.write(name, column))
     return writes
-
-
-def _number(like: Tensor, value: float) -> Tensor:
-    # Filled on the device: a copy from the host would wait for it, and no graph can capture it.
-    return torch.full_like(like, value)
 
 
 def _gains(work: Step, level: Tensor) -> tuple[list[Gains], Writes]:

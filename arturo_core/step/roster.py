@@ -21,9 +21,10 @@ from arturo_core.contexts import fake_mode_is_active, lasting
 from arturo_core.distributed import flat
 from arturo_core.distributed.reductions import Reduction
 from arturo_core.numerics import wide_dtype
+from arturo_core.options import Options
 from arturo_core.step import weight_scale
 from arturo_core.step.chunks import Chunk, Source
-from arturo_core.step.columns import Flat
+from arturo_core.step.columns import Flat, Scattered
 
 Groups = Sequence[Mapping[str, Any]]
 Held = MutableMapping[str, Any]
@@ -42,6 +43,7 @@ class Roster:
         chunks: of the step.
         reduction: of the step, over this process alone.
         home: where the step's scalars live.
+        options: of the optimizer.
 
     Attributes:
         reduction: the same.
@@ -57,6 +59,7 @@ class Roster:
         chunks: Sequence[Chunk],
         reduction: Reduction,
         home: torch.device,
+        options: Options,
     ) -> None:
         sources = [source for chunk in chunks for source in chunk.sources]
         params = [param for group in groups for param in group["params"]]
@@ -73,13 +76,13 @@ class Roster:
         self._rows = [itemgetter(*_names(one, source.state)) for one, source in zip(held, sources, strict=True)]
         self._scalars = itemgetter(*scalars)
         ends = list(accumulate(len(chunk.sources) for chunk in chunks))
-        kernels = [chunk.kernel for chunk in chunks if chunk.kernel is not None]
-        self._chunks = list(zip([0, *ends], ends, kernels, strict=False))
+        self._chunks = list(zip([0, *ends], ends, [chunk.outline() for chunk in chunks], strict=False))
         with lasting():
             row = {group: index for index, group in enumerate(moving)}
             rows = torch.tensor([row[group] for group in self._groups], device="cpu").to(home)
             like = torch.zeros((), dtype=wide_dtype(home), device=home)
-            self.flat = Flat({name: _side_by_side(held, name) for name in scalars}, rows, like)
+            waits = Scattered(sources, like).deferred(options)
+            self.flat = Flat({name: _side_by_side(held, name) for name in scalars}, rows, waits, like)
             self._sized = [_sized(sources, group, home) for group in moving]
         self._marks = _marks(members, [source.grad for source in sources], self._looked_up(held))
         self._squares: tuple[list[int], Tensor] | None = None
@@ -108,7 +111,7 @@ class Roster:
 
     def chunks(self, sources: Sequence[Source]) -> list[Chunk]:
         """The chunks of the sources that :meth:`call` has found."""
-        return [Chunk.whole(kernel, list(sources[start:end])) for start, end, kernel in self._chunks]
+        return [outline.filled(list(sources[start:end])) for start, end, outline in self._chunks]
 
     def sizes(self, chunks: Sequence[Chunk], groups: int) -> Tensor:
         """What :func:`arturo_core.step.gathering.sizes` finds; weights that nobody has changed are not read."""
@@ -189,14 +192,14 @@ def _marks(
     grads: Sequence[Any],
     looked_up: tuple[Sequence[Sequence[Tensor]], Sequence[Sequence[Tensor]]],
 ) -> list[list[Any]]:
-    """What has to be as it was. Where memory is the same, so are dtype and device."""
-    held = list(chain.from_iterable(chain(*looked_up)))
+    """What has to be as it was. Where memory is the same, so is the device."""
+    statistics, scalars = (list(chain.from_iterable(rows)) for rows in looked_up)
     every = [*params, *grads]
     of_all: list[Callable[[Any], Any]] = [type, Tensor.stride, Tensor.numel]
     return [
         *(list(map(mark, every)) for mark in of_all),
-        list(map(Tensor.data_ptr, params)),
         *(list(map(mark, grads)) for mark in (_dtype, _device, Tensor.is_neg)),
-        list(map(id, held)),
-        list(map(Tensor.data_ptr, held)),
+        *(list(map(mark, params)) for mark in (_dtype, Tensor.data_ptr)),
+        *(list(map(mark, statistics)) for mark in (id, _dtype, Tensor.data_ptr)),
+        *(list(map(mark, scalars)) for mark in (id, Tensor.data_ptr)),
     ]

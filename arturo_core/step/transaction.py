@@ -13,6 +13,8 @@ where such handlers run.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -176,6 +178,15 @@ def _finish(attempts: Sequence[Callable[[Journal], Any]], journal: Journal) -> b
     return False
 
 
+#: Python's own module names what it finds, which takes as long as a step of a small model.
+_raw: Any = importlib.import_module("_signal")
+
+
+@functools.cache
+def _signals() -> tuple[int, ...]:
+    return tuple(map(int, signal.valid_signals()))
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let Python's signal handlers wait until the end; they run in the main thread alone, and may raise there."""
@@ -185,9 +196,9 @@ def uninterrupted() -> Iterator[None]:
     arrived: list[tuple[int, Any]] = []
     waiting = True
     handlers: dict[int, Any] = {}
-    for each in signal.valid_signals():
-        if callable(handler := signal.getsignal(each)):
-            handlers[int(each)] = handler
+    for number in _signals():
+        if callable(handler := _raw.getsignal(number)):
+            handlers[number] = handler
 
     def wait(number: int, frame: Any) -> None:
         if waiting:

@@ -14,10 +14,22 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from arturo_core.kernels.cpu.library import available, level, loaded, why_not
-from arturo_core.kernels.cpu.tables import KINDS, Table, table
+from arturo_core.kernels.cpu.tables import KINDS, Table, outline, renewed, table
 from arturo_core.step.chunks import Source
 
-__all__ = ["KINDS", "Table", "apply", "available", "eligible", "observe", "survey", "table", "why_not"]
+__all__ = [
+    "KINDS",
+    "Table",
+    "apply",
+    "available",
+    "eligible",
+    "observe",
+    "outline",
+    "renewed",
+    "survey",
+    "table",
+    "why_not",
+]
 
 #: Columns of gains: k, α, v, p, level, f0, f0ℓ0. Columns of what is observed: Σu²sσℓ, Σsσ, Σσ, Σe²/S, Σu²ℓ².
 GAINS, SUMS = 7, 5

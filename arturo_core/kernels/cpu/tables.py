@@ -45,6 +45,26 @@ class Table:
         self.arguments = (self.addresses.buffer_info()[0], self.kinds, len(sources), blocks, count)
 
 
+def outline(table: Table) -> Table:
+    """A table without its sources, to be :func:`renewed` in a later step."""
+    kept = Table.__new__(Table)
+    kept.sources, kept.addresses, kept.kinds, kept.arguments = (), table.addresses, table.kinds, table.arguments
+    return kept
+
+
+def renewed(outline: Table, sources: Sequence[Source]) -> Table:
+    """The table of the sources that an outline was made of, when only their gradients may have other memory."""
+    found = Table.__new__(Table)
+    found.sources, found.addresses, found.kinds, found.arguments = (
+        sources,
+        outline.addresses,
+        outline.kinds,
+        outline.arguments,
+    )
+    found.addresses[1::6] = array("Q", [source.grad.data_ptr() for source in sources])
+    return found
+
+
 def table(sources: Sequence[Source] | Table) -> Table:
     """The table of these sources, or the table itself."""
     return sources if isinstance(sources, Table) else Table(sources)
