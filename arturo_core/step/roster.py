@@ -115,10 +115,12 @@ class Roster:
 
     def sizes(self, chunks: Sequence[Chunk], groups: int) -> Tensor:
         """What :func:`arturo_core.step.gathering.sizes` finds; weights that nobody has changed are not read."""
+        sizes = self.flat.like.new_zeros(1, groups, 2)
+        if not groups:
+            return sizes
         versions = [_version(source.theta) for chunk in chunks for source in chunk.sources]
         if self._squares is None or self._squares[0] != versions:
             self._squares = versions, torch.cat([chunk.squares() for chunk in chunks])
-        sizes = self.flat.like.new_zeros(1, groups, 2)
         for group, (own, shapes) in zip(self._moving, self._sized, strict=True):
             if shapes:
                 sizes[0, group] = weight_scale.carried_sums(self._squares[1][own], shapes, self.home)
