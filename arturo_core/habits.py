@@ -93,6 +93,7 @@ _NEVER_OFF = frozenset({_DECAY, *_SYNONYM.values()})
 
 #: What a parameter group may set, and what schedulers that cycle momentum, or a step, have written into one.
 _OF_GROUPS = ("lr", "weight_decay", "maximize")
+_OF_SAM = {"rho", "adaptive"}
 _CYCLED = {"max_momentum", "base_momentum", "initial_lr", "peak_lr"}
 
 
@@ -190,7 +191,8 @@ def check_group(
     """Check a parameter group that is about to be added for options that would silently do nothing.
 
     Those that are off ask for nothing. ``momentum`` is the schedulers' own key: a group may bring the value that one
-    has written, as a copy of an ``Arturo``'s group does. ``rho`` beside ``adaptive`` is SAM's, which shares its groups.
+    has written, as a copy of an ``Arturo``'s group does. ``rho`` beside ``adaptive`` is SAM's, and ``alpha`` with them
+    weighted SAM's, which share their groups with the optimizer that they wrap.
 
     Args:
         group: that is to be added.
@@ -212,8 +214,9 @@ def check_group(
     keys = set(group if given is None else given)
     if keys & _CYCLED or keys >= set(_OF_GROUPS) or any(as_float(other.get(MOMENTUM)) == momentum for other in others):
         found.pop(MOMENTUM, None)
-    if "adaptive" in keys:
-        found.pop("rho", None)
+    if keys.issuperset(_OF_SAM):
+        for name in ("rho", "alpha"):
+            found.pop(name, None)
     if MOMENTUM in found:
         found[MOMENTUM] += " A scheduler that cycles momentum writes it by itself."
     if found:

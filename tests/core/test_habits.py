@@ -157,8 +157,12 @@ def test_options_without_their_names(build: Any) -> None:
 
 def test_groups_that_sam_shares() -> None:
     """As its usual implementation does: its own options stand in the groups that it builds its base optimizer of."""
-    optimizer = Arturo([{"params": weights(), "rho": 0.05, "adaptive": True}])
+    optimizer = Arturo([{"params": weights(), "rho": 0.05, "adaptive": True, "alpha": 9.0, "sam_eps": 1e-12}])
     assert optimizer.param_groups[0]["rho"] == 0.05
+    assert optimizer.param_groups[0]["alpha"] == 9.0
+    for alone in ({"alpha": 0.9}, {"rho": 0.9}, {"alpha": 0.9, "adaptive": True}):
+        with pytest.raises(ValueError, match="decay rate of another optimizer"):
+            Arturo([{"params": weights(), **alone}])
 
 
 def test_minimize_is_the_reverse_of_maximize() -> None:
