@@ -557,4 +557,4 @@ class Arturo(Persistent):
         if not holds(held, self._options):
             raise KeyError("Arturo: this parameter has no state yet: its precision exists after the first step().")
         group = next(group for group in self.param_groups if any(param is member for member in group["params"]))
-        return readings.precision(held, group, self._options)
+        return readings.precision(readings.widened(held, param, self._options), group, self._options)

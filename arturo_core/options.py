@@ -106,6 +106,9 @@ NOISE_GAIN = 0.003
 #: Range of the relative curvature h/h0. Its lower end keeps every precision positive.
 CURVATURE_RANGE = (0.1, 10.0)
 
+#: Value of ``state_dtype`` for codes of 8 bits (:mod:`arturo_core.storage.codes`).
+EIGHT_BITS = "8bit"
+
 # Options of the whole model besides the numbers of PAPER.
 _GLOBAL = ("trust_region", "noise", "kl_rtol", "length_scale", "state_dtype", "compile", "fused", "process_group")
 
@@ -143,7 +146,7 @@ class Options:
     measurement_noise: float
     process_noise: float
     length_scale: float | None
-    state_dtype: torch.dtype
+    state_dtype: torch.dtype | str  # EIGHT_BITS, if it is text
     compile: bool
     fused: bool | None = None  # the default also of pickles that lack it
 
@@ -179,6 +182,11 @@ def make_options(
             "which the step meets its KL bound, 1e-3 by default."
         )
     state_dtype = check_state_dtype(state_dtype)
+    if noise == "fixed" and state_dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f'Arturo: state_dtype={str(state_dtype).removeprefix("torch.")} has no meaning with noise="fixed", whose '
+            'state is float32 or float64: leave it out, or use noise="adaptive".'
+        )
     if not isinstance(compile, bool):
         raise TypeError(f"Arturo: compile={compile!r} must be True or False.")
     if fused is not None and not isinstance(fused, bool):
@@ -218,21 +226,20 @@ def make_options(
     )
 
 
-def check_state_dtype(value: Any) -> torch.dtype:
-    """The dtype of the state, from a dtype or its name ("float32", "torch.float32").
+def check_state_dtype(value: Any) -> torch.dtype | str:
+    """How the state is kept, from a dtype, its name ("bfloat16", "torch.float32") or "8bit".
 
     Raises:
-        ValueError: it is none, or one that the filter cannot work in.
+        ValueError: it is none of those that the state can be kept in.
     """
+    if isinstance(value, str) and value.strip().lower() == EIGHT_BITS:
+        return EIGHT_BITS
     found = getattr(torch, value.strip().removeprefix("torch."), None) if isinstance(value, str) else value
-    use = "use torch.float32 (the default, also for bfloat16 weights) or torch.float64, or their names."
+    use = 'use torch.float32 (the default), torch.bfloat16 or "8bit" for less memory, or torch.float64.'
     if isinstance(found, torch.dtype):
-        if found in (torch.float32, torch.float64):
+        if found in (torch.float32, torch.float64, torch.bfloat16):
             return found
-        raise ValueError(
-            f"Arturo: state_dtype={value} is not supported: {use} The filter adds increments far below the resolution "
-            "of half precision."
-        )
+        raise ValueError(f"Arturo: state_dtype={value} is not supported: {use}")
     raise ValueError(f"Arturo: state_dtype={str(value)[:60]!r} ({type(value).__name__}) is no dtype: {use}")
 
 

@@ -1,24 +1,30 @@
 """The state tensors of a parameter: one table, used for allocation, loading, byte counts and the documentation.
 
-Every tensor has its parameter's shape, device and memory layout (so it shards with the parameter) and the
-optimizer's ``state_dtype`` (float32 unless asked otherwise, so float32 under bfloat16 weights; float64 under
-float64 weights); the scalars are 0-dimensional float32. Complex parameters are pairs of real ones: their state
-has a last dimension of 2.
+Every tensor has its parameter's shape, device and memory layout (so it shards with the parameter) and is kept as
+``state_dtype`` says (float32 unless asked otherwise, so float32 under bfloat16 weights; float64 under float64 weights;
+:mod:`arturo_core.storage.kinds`); the scalars are 0-dimensional float32. Complex parameters are pairs of real ones:
+their state has a last dimension of 2.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from arturo_core.algorithm.compact import Kept
 from arturo_core.algorithm.form import StateTensor, scalar_dtype
 from arturo_core.algorithm.forms import form_of
 from arturo_core.contexts import is_fake, lasting
-from arturo_core.distributed.sharding import fits, real_view, runs, shard, shard_like, shard_of
-from arturo_core.options import Options, as_float
+from arturo_core.distributed.sharding import fits, is_dtensor, real_view, runs, shard, shard_like, shard_of
+from arturo_core.options import EIGHT_BITS, Options, as_float
+from arturo_core.storage.codes import BLOCK, MOST
+from arturo_core.storage.keeping import CODED_NAMES, to_nearest, values
+from arturo_core.storage.kinds import ROWS, Entry, Kind, arithmetic, entries, kind, kind_of, whole_shape
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -31,31 +37,35 @@ def table(options: Options) -> tuple[StateTensor, ...]:
 
 def holds(held: Mapping[str, Any] | None, options: Options) -> TypeGuard[Mapping[str, Any]]:
     """Whether a parameter's state has statistics in it; others may keep entries of their own beside them."""
-    return held is not None and not form_of(options).names.isdisjoint(held)
+    return held is not None and not _names(options).isdisjoint(held)
 
 
 def forget(held: dict[str, Any], options: Options) -> None:
     """Take the statistics out of a parameter's state, and leave the entries of others."""
-    for row in table(options):
-        held.pop(row.name, None)
-
-
-def state_dtype(param: Tensor, options: Options) -> torch.dtype:
-    """Dtype of a parameter's state and of all arithmetic on it: never narrower than the parameter."""
-    return torch.promote_types(param.dtype.to_real(), options.state_dtype)
+    for name in _names(options) | {row.name for row in table(options)}:
+        held.pop(name, None)
 
 
 def allocate(param: Tensor, options: Options) -> dict[str, Tensor]:
     """The state of one parameter before its first gradient, sharded as the parameter is."""
     with lasting():
-        theta = real_view(shard(param)).to(state_dtype(param, options))
-        found = {}
+        kept = kind(param, options)
+        here = real_view(shard(param))
+        # Narrow rows begin with the same number everywhere: one block of them says what that is.
+        theta = here.to(arithmetic(param, options)) if kept is Kind.WIDE else here.new_zeros(BLOCK, dtype=torch.float32)
+        found, rows = {}, {}
         for row in table(options):
             if row.scalar:
                 scalar = torch.zeros((), dtype=scalar_dtype(row, param.device), device=param.device)
                 found[row.name] = row.init(scalar, options)
             else:
-                found[row.name] = shard_like(param, row.init(theta, options))
+                rows[row.name] = row.init(theta, options)
+        if kept is Kind.WIDE:
+            return found | {name: shard_like(param, value) for name, value in rows.items()}
+        first = to_nearest(Kept(*(rows[name] for name in ROWS)), kept is Kind.CODED)
+        for entry, value in zip(entries(ROWS, kept), first, strict=True):
+            whole = _empty(param, entry, value.dtype)
+            found[entry.name] = _like(param, entry, whole.copy_(value[:1].expand_as(whole)))
         return found
 
 
@@ -66,21 +76,68 @@ def restore(saved: Mapping[str, Any], param: Tensor, options: Options) -> dict[s
     would lose 16 bits at every resume) and would alias the tensors of the dictionary it was given.
     """
     saved = form_of(options).upgraded(saved)
-    like = real_view(shard(param))
-    dtype = state_dtype(param, options)
     restored: dict[str, Any] = {}
     for row in table(options):
-        value = saved[row.name]
         if row.scalar:
+            value = saved[row.name]
             restored[row.name] = torch.empty((), dtype=scalar_dtype(row, param.device), device=param.device)
             if isinstance(value, Tensor):
                 restored[row.name].copy_(value)
             else:
                 restored[row.name].fill_(float(value))
-        else:
-            fresh = torch.empty_like(like, dtype=dtype)
-            restored[row.name] = shard_like(param, fresh.copy_(shard_of(value, param)))
+    kept, here = kind_of(saved), kind(param, options)
+    if converts(saved, param, options):
+        saved = _converted(saved, param, kept, here)
+    for entry in _entries(options, here):
+        value = saved[entry.name]
+        fresh = _empty(param, entry, entry.dtype or arithmetic(param, options))
+        restored[entry.name] = _like(param, entry, fresh.copy_(shard_of(value, param)))
     return restored
+
+
+def converts(saved: Mapping[str, Any], param: Tensor, options: Options) -> bool:
+    """Whether a saved state is kept in another way than this optimizer keeps it."""
+    return kind_of(form_of(options).upgraded(saved)) is not kind(param, options)
+
+
+def _converted(saved: Mapping[str, Any], param: Tensor, kept: Kind, here: Kind) -> Mapping[str, Any]:
+    """A saved state in another storage; rounded to the nearest, once."""
+    if Kind.CODED not in (kept, here):
+        return saved  # copying converts
+    # Codes of other shards need not be whole blocks here: the whole is unpacked, and cut anew.
+    whole = {entry.name: _whole(saved[entry.name]) for entry in _kept_in(kept)}
+    rows = values(whole)
+    if here is not Kind.CODED:
+        return rows
+    local = [shard_of(rows[name].to(torch.float32), param).contiguous().view(-1) for name in ROWS]
+    return dict(zip(CODED_NAMES, to_nearest(Kept(*local), coded=True), strict=True))
+
+
+def _kept_in(kept: Kind) -> tuple[Entry, ...]:
+    return entries(ROWS, kept)
+
+
+def _whole(value: Any) -> Tensor:
+    whole: Tensor = value.full_tensor() if is_dtensor(value) else value
+    return whole
+
+
+def _entries(options: Options, kept: Kind) -> tuple[Entry, ...]:
+    """The tensors of the state that are not scalars, in the order of a pass."""
+    return entries(tuple(row.name for row in table(options) if not row.scalar), kept)
+
+
+def _empty(param: Tensor, entry: Entry, dtype: torch.dtype) -> Tensor:
+    """A tensor for this rank's part of an entry."""
+    like = real_view(shard(param))
+    if not entry.scale:
+        return torch.empty_like(like, dtype=dtype)
+    rows = like.shape[0]
+    return like.new_empty((rows, like.numel() // (BLOCK * rows) if rows else 0), dtype=dtype)
+
+
+def _like(param: Any, entry: Entry, here: Tensor) -> Tensor:
+    return shard_like(param, here, whole_shape(param, entry) if entry.scale else None)
 
 
 def check_saved(saved: Mapping[str, Any], param: Tensor, options: Options) -> None:
@@ -90,7 +147,11 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, options: Options) -> No
         ValueError: names or shapes differ from the table, or a value is none that a step could have left.
     """
     saved = form_of(options).upgraded(saved)
-    expected = _shapes(param, options)
+    kept = kind_of(saved)
+    if options.noise == "adaptive" and kept is Kind.CODED and not _is_whole_in_codes(saved):
+        kept = Kind.WIDE  # which says what is missing
+    of_rows = _entries(options, kept)
+    expected = _shapes(param, options, kept)
     missing = sorted(expected.keys() - saved.keys())
     if missing:
         raise ValueError(
@@ -120,11 +181,22 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, options: Options) -> No
                 "file, or save and load with torch.distributed.checkpoint, which knows them."
             )
     # Frameworks fill padding up as they like.
-    parts = {row.name: [saved[row.name]] if row.scalar else runs(saved[row.name], param) for row in table(options)}
+    parts = {
+        entry.name: runs(saved[entry.name], param) if kept is Kind.WIDE else [shard(saved[entry.name])]
+        for entry in of_rows
+    }
+    row_of = {row.name: row for row in table(options)}
     for row in table(options):
-        for part in parts[row.name]:
-            dtype = scalar_dtype(row, param.device) if row.scalar else state_dtype(param, options)
-            _check_values(row, part, dtype)
+        if row.scalar:
+            _check_values(row, saved[row.name], scalar_dtype(row, param.device))
+    for entry in of_rows:
+        row = row_of[entry.row]
+        if kept is Kind.CODED and entry.name != entry.row:
+            row = replace(
+                row, name=entry.name, least=0.0 if entry.scale else -MOST, most=math.inf if entry.scale else MOST
+            )
+        for part in parts[entry.name]:
+            _check_values(row, part, arithmetic(param, options))
     if "cov_gh" in parts:
         for run in zip(parts["cov_gg"], parts["cov_gh"], parts["cov_hh"], strict=True):
             _check_definite(*run)
@@ -142,11 +214,11 @@ def check_held(held: Mapping[str, Any], param: Tensor, options: Options, which: 
     Raises:
         ValueError: names, shapes or devices differ from the table; the message says how to go on.
     """
-    whole = (*param.shape, 2) if param.is_complex() else param.shape
     wide = param.dtype in (torch.float64, torch.complex128)
-    for row in table(options):
-        name, shape, value = row.name, () if row.scalar else whole, held.get(row.name)
-        fits_in = row.scalar or not wide or getattr(value, "dtype", None) == torch.float64
+    shapes = _shapes(param, options, kind_of(held))
+    for name, shape in shapes.items():
+        value = held.get(name)
+        fits_in = shape == () or not wide or getattr(value, "dtype", None) == torch.float64
         if isinstance(value, Tensor) and value.shape == shape and value.device == param.device and fits_in:
             continue
         again = (
@@ -155,7 +227,7 @@ def check_held(held: Mapping[str, Any], param: Tensor, options: Options, which: 
         )
         if not isinstance(value, Tensor):
             found = "is missing" if value is None else f"is of type {type(value).__name__}"
-            others = ", ".join(repr(one.name) for one in table(options) if one.name in held and one.name != name)
+            others = ", ".join(repr(one) for one in shapes if one in held and one != name)
             raise ValueError(
                 f"Arturo: {name!r} in the state of parameter {which()} {found}, beside {others}. An entry of your own "
                 f"needs another name. {again}"
@@ -172,14 +244,24 @@ def check_held(held: Mapping[str, Any], param: Tensor, options: Options, which: 
         )
 
 
-def _shapes(param: Tensor, options: Options) -> dict[str, tuple[int, ...]]:
-    whole = (*param.shape, 2) if param.is_complex() else tuple(param.shape)
-    return {row.name: () if row.scalar else whole for row in table(options)}
+def _shapes(param: Tensor, options: Options, kept: Kind) -> dict[str, tuple[int, ...]]:
+    scalars: dict[str, tuple[int, ...]] = {row.name: () for row in table(options) if row.scalar}
+    return scalars | {entry.name: whole_shape(param, entry) for entry in _entries(options, kept)}
+
+
+def _names(options: Options) -> frozenset[str]:
+    """Of everything that keeps statistics, in whatever storage."""
+    names = form_of(options).names
+    return names | frozenset(CODED_NAMES) if options.noise == "adaptive" else names
+
+
+def _is_whole_in_codes(saved: Mapping[str, Any]) -> bool:
+    return all(name in saved for name in CODED_NAMES)
 
 
 def check_free(held: Mapping[str, Any] | None, options: Options, which: Callable[[], str]) -> None:
     """Refuse to put statistics where others keep entries under the same names."""
-    taken = sorted({row.name for row in table(options)} & (held or {}).keys())
+    taken = sorted(({row.name for row in table(options)} | _names(options)) & (held or {}).keys())
     if taken:
         raise ValueError(
             f"Arturo: the state of parameter {which()} holds {', '.join(map(repr, taken))} already, of somebody else: "
@@ -217,6 +299,10 @@ def _check_values(row: StateTensor, value: Any, dtype: torch.dtype) -> None:
         )
 
 
-def bytes_per_parameter(options: Options) -> int:
-    """Bytes of parameter-shaped state for each element (scalars left out)."""
-    return sum(options.state_dtype.itemsize for row in table(options) if not row.scalar)
+def bytes_per_parameter(options: Options) -> float:
+    """Bytes of state for each element of a large parameter (scalars left out)."""
+    dtype = options.state_dtype
+    kept = Kind.WIDE if dtype in (torch.float32, torch.float64) else Kind.NARROW
+    found = _entries(options, Kind.CODED if dtype == EIGHT_BITS else kept)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return sum((entry.dtype or wide).itemsize / (BLOCK if entry.scale else 1) for entry in found)

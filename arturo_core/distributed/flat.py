@@ -73,6 +73,12 @@ def matrices(param: Tensor) -> list[tuple[Tensor, torch.Size]]:
     return [(param[start:stop], shape) for start, stop, shape in contents.pieces]
 
 
+def spans(param: Tensor) -> list[tuple[int, int]]:
+    """Begin and end of what of a declared parameter belongs to parameters."""
+    contents: _Contents = _declared[param]
+    return [(run.start, run.stop) for run in contents.runs]
+
+
 def without_padding(param: Tensor, tensor: Tensor) -> list[Tensor]:
     """What of a tensor that is laid out like a parameter belongs to parameters, in runs that share its memory."""
     contents: _Contents | None = _declared.get(param) if _declared else None

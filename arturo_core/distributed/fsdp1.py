@@ -61,6 +61,14 @@ def without_padding(param: Any, tensor: Tensor) -> Tensor:
     return tensor[: tensor.numel() - padding] if padding else tensor
 
 
+def offset(param: Any) -> int:
+    """Index of a shard's first element in its parameter; of a whole flat vector in this rank's own piece, 0."""
+    handle, index = _found(param)
+    if index is None:
+        return 0
+    return int(handle.flat_param._shard_param_infos[index].intra_param_start_idx or 0)
+
+
 def matrices(param: Any) -> list[tuple[Tensor, torch.Size]]:
     """The parameters of a shard: their elements on this rank, and the shapes they were cut from."""
     handle, index = _found(param)

@@ -96,13 +96,13 @@ def shard(tensor: Any) -> Tensor:
     return detached
 
 
-def shard_like(param: Any, here: Tensor) -> Tensor:
-    """A tensor of this rank's elements as part of one that is laid out like a parameter."""
+def shard_like(param: Any, here: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """A tensor of this rank's elements as part of one that is laid out like a parameter, of its shape or another."""
     if not is_dtensor(param):
         return here
     from torch.distributed.tensor import DTensor
 
-    whole = torch.empty((*param.shape, *here.shape[param.dim() :]), device="meta")
+    whole = torch.empty(shape or (*param.shape, *here.shape[param.dim() :]), device="meta")
     return DTensor.from_local(
         here, param.device_mesh, param.placements, run_check=False, shape=whole.shape, stride=whole.stride()
     )

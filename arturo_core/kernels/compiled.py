@@ -19,8 +19,16 @@ from arturo_core.kernels.passes import Passes
 
 @functools.cache
 def passes() -> Passes:
-    """The six compiled passes; compilation itself happens at their first call."""
-    names = ("compact_observe", "compact_apply", "full_observe", "full_secular", "full_length", "full_apply")
+    """The compiled passes; compilation itself happens at their first call."""
+    names = (
+        "compact_observe",
+        "compact_sums",
+        "compact_apply",
+        "full_observe",
+        "full_secular",
+        "full_length",
+        "full_apply",
+    )
     compiled = {name: _explained(torch.compile(getattr(reference, name), dynamic=True)) for name in names}
     # What raises is the compiler, before a pass begins.
     return cast(Passes, SimpleNamespace(ATOMIC=True, **compiled))

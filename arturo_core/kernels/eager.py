@@ -65,10 +65,8 @@ def compact_observe(
     options: Options,
     maximize: bool,
 ) -> CompactObserved:
-    direction, deviation, curvature, _ = kept
     known = is_readable(terms.ok)
     before = None if known else [tensor.clone() for tensor in kept]
-    first, second, gradient, slope = scratch(direction, 4)
     counted = torch.zeros_like(terms.ok)
     if not known or bool(terms.ok):
         counted = _compact_update_(theta, grad, kept, gains, terms, maximize)
@@ -76,6 +74,13 @@ def compact_observe(
         # A skipped step leaves what is kept as it was, bit for bit.
         for tensor, old in zip(kept, before, strict=True):
             tensor.copy_(torch.where(terms.ok > 0, tensor, old))
+    return compact_sums(theta, kept, terms, options)._replace(surprise=counted)
+
+
+def compact_sums(theta: Tensor, kept: Kept, terms: GroupTerms, options: Options) -> CompactObserved:
+    direction, deviation, curvature, _ = kept
+    first, second, gradient, slope = scratch(direction, 4)
+    counted = torch.zeros_like(terms.ok)
     stiffness = torch.mul(curvature, deviation, out=first)
     stiff, total = stiffness.sum(), deviation.sum()
     torch.mul(direction, stiffness, out=gradient)

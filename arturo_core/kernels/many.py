@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Kernel(Protocol):
     """Passes over many tensors at once; they take a table of sources. Sums are of each, shape (sources, …), float64.
 
-    An exception comes before the first write.
+    An exception comes before the first write. ``seeds`` round a narrow state: a key, and the place of the first element
+    in its whole parameter, of each source; int64.
     """
 
     def eligible(self, source: Source) -> bool:
@@ -48,16 +49,25 @@ class Kernel(Protocol):
         decay: Tensor | None,
         length: Tensor,
         maximize: bool,
+        seeds: Tensor | None = None,
     ) -> Tensor:
         """Σ a²/b, Σ sσ, Σ σ, Σ e²/S, Σ (a/b)². Columns of ``gains``: those of :class:`Gains`, one row a source."""
 
-    def apply(self, sources: Any, factor: Tensor, length: Tensor) -> Tensor:
+    def apply(self, sources: Any, factor: Tensor, length: Tensor, seeds: Tensor | None = None) -> Tensor:
         """Σθ² after the step."""
 
 
-def observe(kernel: Kernel, table: Any, count: int, gains: Gains, terms: GroupTerms, maximize: bool) -> CompactObserved:
+def observe(
+    kernel: Kernel,
+    table: Any,
+    count: int,
+    gains: Gains,
+    terms: GroupTerms,
+    maximize: bool,
+    seeds: Tensor | None = None,
+) -> CompactObserved:
     """The first pass over a number of sources, of one parameter group."""
     columns = torch.stack([column.expand(count) for column in gains], dim=1)
-    sums = kernel.observe(table, columns, terms.ok, terms.decay, terms.length, maximize).sum(dim=0)
+    sums = kernel.observe(table, columns, terms.ok, terms.decay, terms.length, maximize, seeds).sum(dim=0)
     decrement, stiffness, deviation, surprise, squared = sums.unbind()
     return CompactObserved(decrement, stiffness, deviation, surprise, squared)

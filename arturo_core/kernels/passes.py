@@ -80,6 +80,9 @@ class Passes(Protocol):
     ) -> CompactObserved:
         """Re-centre what is pending, decay the weights, update with a gradient, and sum what the dual needs."""
 
+    def compact_sums(self, theta: Tensor, kept: Kept, terms: GroupTerms, options: Options) -> CompactObserved:
+        """What :meth:`compact_observe` returns of what is kept, without a surprise."""
+
     def compact_apply(self, theta: Tensor, kept: Kept, factor: Tensor, terms: GroupTerms, options: Options) -> None:
         """Take the step −factor·a/b; re-centre where that cannot wait for the next step."""
 

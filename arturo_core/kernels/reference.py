@@ -71,6 +71,10 @@ def compact_observe(
     updated, surprise = compact_update(belief, observed, gains, terms.length, CURVATURE_RANGE)
     # A skipped step leaves what is kept as it was, bit for bit.
     _store(kept, Kept(*(torch.where(terms.ok > 0, new, old) for new, old in zip(packed(updated), kept, strict=True))))
+    return compact_sums(theta, kept, terms, options)._replace(surprise=wide_sum(surprise))
+
+
+def compact_sums(theta: Tensor, kept: Kept, terms: GroupTerms, options: Options) -> CompactObserved:
     gradient = kept.direction * kept.curvature * kept.deviation
     slope, curvature = _compact_surrogate(theta, kept, terms, options)
     newton = slope / curvature
@@ -81,7 +85,7 @@ def compact_observe(
         squared=wide_sum(newton * newton),
         stiffness=wide_sum(kept.curvature * kept.deviation),
         deviation=wide_sum(kept.deviation),
-        surprise=wide_sum(surprise),
+        surprise=torch.zeros_like(terms.ok),
     )
 
 

@@ -20,7 +20,7 @@ from arturo_core.distributed.sharding import takes_part
 from arturo_core.numerics import wide_dtype
 from arturo_core.optimizer import Arturo
 from arturo_core.reporting import readings
-from arturo_core.state import holds, table
+from arturo_core.state import holds
 from arturo_core.step import bookkeeping, learning_rate
 
 #: A weight's curvature has been learned where it is more than this away from its prior, relatively.
@@ -158,7 +158,9 @@ class LayerWatch:
         decayed = report.ok.to(param.device) if report is not None and param.grad is not None else 0.0
         decay = learning_rate.scalar(group["lr"], param.device) * group["weight_decay"]
         kept = 1.0 - decay.clamp(max=1.0) * decayed
-        shaped = {row.name: sharding.runs(held[row.name], param) for row in table(options) if not row.scalar}
+        shaped = {
+            name: sharding.runs(value, param) for name, value in readings.statistics(held, param, options).items()
+        }
         total = torch.zeros(7, dtype=wide_dtype(param.device), device=param.device)
         for index, (theta, old) in enumerate(zip(sharding.runs(param, param), before.theta, strict=True)):
             run = {name: runs[index] for name, runs in shaped.items()}

@@ -14,25 +14,44 @@ from arturo_core.distributed import sharding
 from arturo_core.options import Options
 from arturo_core.state import holds, table
 from arturo_core.step import learning_rate
+from arturo_core.storage import keeping
+from arturo_core.storage.kinds import Kind, entries, kind_of
 
 #: Elements looked at for the quantiles, evenly spaced through all parameters.
 SAMPLE = 1 << 18
 
 
 def precision(held: Mapping[str, Tensor], group: Mapping[str, Any], options: Options) -> Tensor:
-    """λ of the weights whose state is given (1/weight²; a new tensor)."""
+    """λ of the weights whose state is given, in whatever storage (1/weight²; a new tensor)."""
+    held = keeping.values(held)
     return form_of(options).precision(held, float(learning_rate.length(group, options)), options)
 
 
 def relative_curvature(held: Mapping[str, Tensor], options: Options) -> Tensor:
     """The curvature of the weights whose state is given, relative to its prior."""
-    return form_of(options).curvature(held, options)
+    return form_of(options).curvature(keeping.values(held), options)
 
 
 def belief(held: Mapping[str, Tensor]) -> CompactBelief:
     """ĝ, R, s and D of weights whose state of the default form is given, at the current mean (new tensors)."""
-    kept = Kept(*(held[name] for name in Kept._fields))
+    wide = keeping.values(held)
+    kept = Kept(*(wide[name] for name in Kept._fields))
     return unpacked(kept, float(held["pending"]), float(held["moved"]))
+
+
+def statistics(held: Mapping[str, Tensor], param: Tensor, options: Options) -> dict[str, Tensor]:
+    """The rows of the table that are not scalars, as numbers that are wide enough to count with: this rank's part."""
+    names = tuple(row.name for row in table(options) if not row.scalar)
+    kept = {entry.name: sharding.shard(held[entry.name]) for entry in entries(names, kind_of(held))}
+    return keeping.values(kept)
+
+
+def widened(held: Mapping[str, Tensor], param: Tensor, options: Options) -> Mapping[str, Tensor]:
+    """A parameter's state as if it were kept in float32, laid out as the parameter is."""
+    if kind_of(held) is Kind.WIDE:
+        return held
+    found = statistics(held, param, options)
+    return {**held, **{name: sharding.shard_like(param, value) for name, value in found.items()}}
 
 
 def half_spacing(groups: Sequence[Mapping[str, Any]]) -> float:
@@ -73,8 +92,8 @@ def sample(
     found = []
     for param, one in held:
         part = {}
-        for name in (row.name for row in table(options) if not row.scalar):
-            runs = sharding.runs(one[name], param) or [sharding.shard(one[name])[:0]]
+        for name, value in statistics(one, param, options).items():
+            runs = sharding.runs(value, param) or [value[:0]]
             part[name] = torch.cat([run.reshape(-1)[::stride] for run in runs])
         relative = relative_curvature(part, options)
         if relative.numel():

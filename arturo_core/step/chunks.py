@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from arturo_core.distributed.places import Place
+from arturo_core.storage.codes import BLOCK
+from arturo_core.storage.kinds import counted_in, is_codes, is_narrow
+
 if TYPE_CHECKING:
     from arturo_core.kernels.many import Kernel
     from arturo_core.step.transaction import Journal
@@ -35,6 +39,8 @@ class Source:
     group: int
     layout: int = 0
     param: Tensor | None = None
+    number: int = 0  # of the parameter among all of the optimizer's
+    place: Place = 0  # index of the elements in the whole parameter
 
 
 @dataclass
@@ -55,6 +61,7 @@ class Chunk:
     table: Any = None  # what the kernel has made of the sources
     before: list[Tensor] | None = None  # what a pack began with, if it may have to be undone
     count: int | None = None  # elements of all sources, if they have been counted
+    start: int = 0  # first element of a slice in its source
 
     @property
     def elements(self) -> int:
@@ -96,6 +103,24 @@ class Chunk:
         parts: Sequence[Chunk | Source] = [self] if self.kernel is None else self.sources
         return [tensor for one in parts for tensor in (*([one.theta] if theta else ()), *(one.state[i] for i in rows))]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic."""
+        return counted_in(self.state[0].dtype)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the state has to be unpacked for the passes."""
+        return is_narrow(self.state[0].dtype)
+
+    def indices(self) -> Tensor:
+        """Index of every element in its whole parameter, int64."""
+        if not self.packed:
+            here = slice(self.start, self.start + self.theta.numel())
+            return _indices(self.sources[0], self.theta.device, here)
+        whole = slice(0, None)
+        return torch.cat([_indices(source, self.theta.device, whole) for source in self.sources])
+
     def spread(self, values: Tensor) -> Tensor:
         """One scalar a source, shape (sources,), as a scalar of a slice or as one entry an element of a pack."""
         if self.kernel is not None:
@@ -131,13 +156,12 @@ class Chunk:
         journal.write(partial(self._scatter, (self.theta, *self.state)), undo=undo)
 
     def _scatter(self, packed: Sequence[Tensor]) -> None:
-        sizes = [source.theta.numel() for source in self.sources]
         targets = [
             [source.theta for source in self.sources],
             *zip(*(source.state for source in self.sources), strict=True),
         ]
         for whole, into in zip(packed, targets, strict=True):
-            parts = whole.split(sizes)
+            parts = whole.split([target.numel() for target in into])
             torch._foreach_copy_(
                 list(into), [part.view(target.shape) for part, target in zip(parts, into, strict=True)]
             )
@@ -170,9 +194,8 @@ def chunks(sources: Iterable[Source], size: int, kernel: Kernel | None = None) -
     rest: list[Source] = []
     many: dict[tuple[object, ...], list[Source]] = {}
     for source in sources:
-        if kernel is not None and kernel.eligible(source):
-            key = (source.group, source.layout, source.theta.device, source.theta.dtype, source.grad.dtype)
-            many.setdefault((*key, source.state[0].dtype), []).append(source)
+        if kernel is not None and not isinstance(source.place, Tensor) and kernel.eligible(source):
+            many.setdefault(_alike(source), []).append(source)
         else:
             rest.append(source)
     for alike in many.values():
@@ -184,7 +207,7 @@ def chunks(sources: Iterable[Source], size: int, kernel: Kernel | None = None) -
         count = source.theta.numel()
         if count == 0:
             continue
-        flat = _flat((source.theta, source.grad, *source.state)) if count >= min(PACKED, size // 2) else None
+        flat = _flat(source) if count >= min(PACKED, size // 2) else None
         if flat is not None:
             theta, grad, *state = flat
             for start in range(0, count, size):
@@ -192,14 +215,15 @@ def chunks(sources: Iterable[Source], size: int, kernel: Kernel | None = None) -
                 yield Chunk(
                     theta[part],
                     grad[part],
-                    tuple(tensor[part] for tensor in state),
+                    tuple(tensor[_of_scales(part) if tensor.numel() < count else part] for tensor in state),
                     source.group,
                     [source],
                     packed=False,
                     layout=source.layout,
+                    start=start,
                 )
             continue
-        key = (source.group, source.layout, source.theta.device, source.theta.dtype, source.grad.dtype)
+        key = _alike(source)
         if filled.get(key, 0) + count > min(size, 4 * PACKED) and key in open_packs:
             yield _pack(open_packs.pop(key))
             filled[key] = 0
@@ -207,6 +231,12 @@ def chunks(sources: Iterable[Source], size: int, kernel: Kernel | None = None) -
         filled[key] = filled.get(key, 0) + count
     for pack in open_packs.values():
         yield _pack(pack)
+
+
+def _alike(source: Source) -> tuple[object, ...]:
+    """What sources have in common that are taken together."""
+    dtypes = source.theta.dtype, source.grad.dtype, source.state[0].dtype
+    return source.group, source.layout, source.theta.device, *dtypes
 
 
 def _pack(sources: list[Source]) -> Chunk:
@@ -226,8 +256,25 @@ def _join(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def _flat(tensors: Sequence[Tensor]) -> list[Tensor] | None:
-    """Views of one length in the memory order of the first; None where they do not share a dense layout."""
+def _of_scales(part: slice) -> slice:
+    return slice(part.start // BLOCK, part.stop // BLOCK)
+
+
+def _indices(source: Source, device: torch.device, part: slice) -> Tensor:
+    if isinstance(source.place, Tensor):
+        return source.place.reshape(-1)[part]
+    count = source.theta.numel()
+    return source.place + torch.arange(*part.indices(count), dtype=torch.int64, device=device)
+
+
+def _flat(source: Source) -> list[Tensor] | None:
+    """Views of one length in the memory order of the weights; None where they do not share a dense layout."""
+    tensors = (source.theta, source.grad, *source.state)
+    if is_codes(source.state[0].dtype):
+        # Blocks are of consecutive elements, whatever the order in memory.
+        if not all(tensor.is_contiguous() for tensor in (source.theta, *source.state)):
+            return None
+        return [tensor.reshape(-1) for tensor in tensors]
     layout = tensors[0]
     order = sorted(range(layout.dim()), key=lambda dim: layout.stride(dim), reverse=True)
     views = [tensor.permute(order) for tensor in tensors]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from arturo_core.algorithm.compact import defers
 from arturo_core.options import Options
+from arturo_core.storage.kinds import counted_in
 
 if TYPE_CHECKING:
     from arturo_core.step.chunks import Source
@@ -39,6 +40,12 @@ class Columns(Protocol):
     def of_groups(self, values: Mapping[int, Tensor]) -> Tensor:
         """What the group of every source has; ``values`` are 0-dimensional, by the group's index."""
 
+    def numbers(self) -> Tensor:
+        """Of the sources' parameters among all of the optimizer's, int64."""
+
+    def places(self) -> Tensor:
+        """Index of the sources' first elements in their parameters, int64; 0 where elements are not consecutive."""
+
     def deferred(self, options: Options) -> Tensor | None:
         """1 where the re-centring of a step waits for the next, else 0; None where it does everywhere."""
 
@@ -62,8 +69,17 @@ class Scattered(NamedTuple):
     def of_groups(self, values: Mapping[int, Tensor]) -> Tensor:
         return torch.stack([values[source.group] for source in self.sources])
 
+    def numbers(self) -> Tensor:
+        like = self.like.to(torch.int64)
+        return torch.stack([torch.full_like(like, source.number) for source in self.sources])
+
+    def places(self) -> Tensor:
+        like = self.like.to(torch.int64)
+        found = (0 if isinstance(source.place, Tensor) else source.place for source in self.sources)
+        return torch.stack([torch.full_like(like, place) for place in found])
+
     def deferred(self, options: Options) -> Tensor | None:
-        waits = [defers(source.theta.dtype, source.state[0].dtype, options) for source in self.sources]
+        waits = [defers(source.theta.dtype, counted_in(source.state[0].dtype), options) for source in self.sources]
         # Filled on the device: a copy from the host would wait for it, and no graph can capture it.
         return None if all(waits) else torch.stack([torch.full_like(self.like, wait) for wait in waits])
 
@@ -73,6 +89,7 @@ class Flat(NamedTuple):
 
     columns: Mapping[str, Tensor]
     groups: Tensor  # row of every source's group among the groups of a step
+    order: Tensor  # what :meth:`numbers` returns
     waits: Tensor | None  # what :meth:`deferred` returns
     like: Tensor
 
@@ -84,6 +101,12 @@ class Flat(NamedTuple):
 
     def of_groups(self, values: Mapping[int, Tensor]) -> Tensor:
         return torch.stack(list(values.values()))[self.groups]
+
+    def numbers(self) -> Tensor:
+        return self.order
+
+    def places(self) -> Tensor:
+        return torch.zeros_like(self.order)  # plain tensors are whole
 
     def deferred(self, options: Options) -> Tensor | None:
         return self.waits

@@ -14,6 +14,7 @@ from arturo_core.distributed import reductions
 from arturo_core.kernels import many
 from arturo_core.kernels.passes import CompactObserved, GroupTerms
 from arturo_core.reporting.diagnostics import Report
+from arturo_core.step import narrow
 from arturo_core.step.chunks import Chunk
 from arturo_core.step.columns import Writes, joined
 from arturo_core.step.transaction import Journal
@@ -24,19 +25,21 @@ def take(work: Step, level: Tensor, journal: Journal) -> Outcome:
     """Two passes over the parameters, and the dual in closed form between them."""
     options, ok = work.options, work.ok
     terms_of = work.terms()
-    gains, variances = _gains(work, level)
+    parts = _parts(work)
+    gains, variances = _gains(work, level, parts)
+    seeds = _seeds(work, parts)
     layouts = range(len(work.reduction.layouts))
     rows: dict[Hashable, list[Sequence[Tensor]]] = {(layout, group): [] for layout in layouts for group in work.rates}
-    for chunk, terms, gain in zip(work.chunks, terms_of, gains, strict=True):
+    for chunk, terms, gain, seed in zip(work.chunks, terms_of, gains, seeds, strict=True):
         observed = chunk.change(
             journal,
-            partial(_observe, work, chunk, gain, terms),
+            partial(_observe, work, chunk, gain, seed, terms),
             terms.decay is not None,
             range(len(chunk.state)),
             work.is_atomic(chunk),
         )
-        parts = [one for one in observed if one is not None]
-        rows[chunk.layout, chunk.group].append([torch.full_like(observed.decrement, chunk.elements), *parts])
+        columns = [one for one in observed if one is not None]
+        rows[chunk.layout, chunk.group].append([torch.full_like(observed.decrement, chunk.elements), *columns])
     # One row a group; a group that stands still on its device takes no part.
     total = reductions.totals(rows, 8 if options.prior else 6, work.home)
     everywhere = journal.once(partial(work.reduction.sum, total.unflatten(0, (len(layouts), len(work.rates)))))
@@ -50,12 +53,12 @@ def take(work: Step, level: Tensor, journal: Journal) -> Outcome:
     ok = ok * trust_region.usable(multiplier)
     factors = torch.where((ok > 0.0) & (factors > 0.0), factors, 0.0)
     factor_of = dict(zip(work.rates, factors.unbind(), strict=True))
-    for chunk, terms in zip(work.chunks, terms_of, strict=True):
+    for chunk, terms, seed in zip(work.chunks, terms_of, seeds, strict=True):
         chunk.change(
             journal,
-            partial(_apply, work, chunk, factor_of[chunk.group].to(terms.ok), terms),
+            partial(_apply, work, chunk, factor_of[chunk.group].to(terms.ok), seed, terms),
             True,
-            (0, 3),
+            (0, 3, *range(4, len(chunk.state))),
             work.is_atomic(chunk),
         )
         chunk.write_back(journal)
@@ -71,18 +74,44 @@ def take(work: Step, level: Tensor, journal: Journal) -> Outcome:
     )
 
 
-def _observe(work: Step, chunk: Chunk, gains: Gains, terms: GroupTerms) -> CompactObserved:
+def _parts(work: Step) -> list[slice]:
+    """Where the sources of every chunk are among all; the slices of one source share its place."""
+    found: list[slice] = []
+    start = 0
+    for chunk in work.chunks:
+        # Chunks come in the order of the sources.
+        if found and not chunk.packed and chunk.kernel is None and chunk.sources[0] is work.sources[start - 1]:
+            found.append(found[-1])
+        else:
+            found.append(slice(start, start + len(chunk.sources)))
+            start = found[-1].stop
+    return found
+
+
+def _seeds(work: Step, parts: Sequence[slice]) -> list[Tensor | None]:
+    """What the state of every chunk is rounded with, where it is narrow."""
+    if not any(chunk.narrow for chunk in work.chunks):
+        return [None] * len(parts)
+    seeds = narrow.seeds(work.columns)
+    return [seeds[part] if chunk.narrow else None for chunk, part in zip(work.chunks, parts, strict=True)]
+
+
+def _observe(work: Step, chunk: Chunk, gains: Gains, seeds: Tensor | None, terms: GroupTerms) -> CompactObserved:
     maximize = work.rates[chunk.group].maximize
     if chunk.kernel is not None:
-        return many.observe(chunk.kernel, chunk.table, len(chunk.sources), gains, terms, maximize)
+        return many.observe(chunk.kernel, chunk.table, len(chunk.sources), gains, terms, maximize, seeds)
+    if seeds is not None:
+        return narrow.observe(work.passes, chunk, gains, seeds, terms, work.options, maximize)
     return work.passes.compact_observe(
         chunk.theta, chunk.grad, Kept(*chunk.state), gains, terms, work.options, maximize
     )
 
 
-def _apply(work: Step, chunk: Chunk, factor: Tensor, terms: GroupTerms) -> None:
+def _apply(work: Step, chunk: Chunk, factor: Tensor, seeds: Tensor | None, terms: GroupTerms) -> None:
     if chunk.kernel is not None:
-        work.squares.append((chunk, chunk.kernel.apply(chunk.table, factor, terms.length)))
+        work.squares.append((chunk, chunk.kernel.apply(chunk.table, factor, terms.length, seeds)))
+    elif seeds is not None:
+        narrow.apply(work.passes, chunk, factor, seeds, terms, work.options)
     else:
         work.passes.compact_apply(chunk.theta, Kept(*chunk.state), factor, terms, work.options)
 
@@ -106,27 +135,23 @@ def _pending(work: Step, factor_of: Mapping[int, Tensor]) -> Writes:
     return writes
 
 
-def _gains(work: Step, level: Tensor) -> tuple[list[Gains], Writes]:
+def _gains(work: Step, level: Tensor, parts: Sequence[slice]) -> tuple[list[Gains], Writes]:
     """The filter's gains of every chunk, and the variances of ĝ after it, yet to be written."""
-    sources = work.sources
-    if not sources:
+    if not work.sources:
         return [], ([], [])
     read, of_groups = work.columns.read, work.columns.of_groups
     share = of_groups({group: rates.share for group, rates in work.rates.items()})
     where = filters(read("step"), read("variance"), share, of_groups(work.ok_of), work.options)
     columns = (where.gradient, where.noise, where.predicted, read("pending"), read("moved"))
     found: list[Gains] = []
-    start = 0
-    for chunk in work.chunks:
-        # Chunks come in the order of the sources; the slices of one share it.
-        if found and not chunk.packed and chunk.kernel is None and chunk.sources[0] is sources[start - 1]:
+    for index, (chunk, part) in enumerate(zip(work.chunks, parts, strict=True)):
+        if index and part == parts[index - 1]:
             found.append(found[-1])
             continue
-        like = chunk.state[0]
-        part = slice(start, start + len(chunk.sources))
-        gradient, noise, expected, *last = (chunk.spread(column[part].to(like)) for column in columns)
+        device, dtype = chunk.state[0].device, chunk.dtype
+        gradient, noise, expected, *last = (chunk.spread(column[part].to(device, dtype)) for column in columns)
         moves = work.ok_of[chunk.group]
-        curvature, common = (moves * work.options.init_covariance).to(like), (moves * torch.log(level)).to(like)
+        curvature, common = moves * work.options.init_covariance, moves * torch.log(level)
+        curvature, common = curvature.to(device, dtype), common.to(device, dtype)
         found.append(Gains(gradient, noise, curvature, expected, common, *last))
-        start = part.stop
     return found, work.columns.write("variance", where.variance)

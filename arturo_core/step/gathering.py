@@ -11,12 +11,14 @@ from torch import Tensor
 from arturo_core.algorithm.forms import form_of
 from arturo_core.contexts import is_readable
 from arturo_core.distributed import reductions, sharding
+from arturo_core.distributed.places import places
 from arturo_core.distributed.reductions import Reduction
 from arturo_core.numerics import wide_dtype
 from arturo_core.options import Options
 from arturo_core.state import holds, table
 from arturo_core.step import learning_rate, weight_scale
 from arturo_core.step.chunks import Chunk, Source
+from arturo_core.storage.kinds import entries, kind_of
 
 Groups = Sequence[Mapping[str, Any]]
 State = Mapping[Tensor, Mapping[str, Any]]
@@ -27,7 +29,8 @@ def gather(groups: Groups, state: State, moving: Sequence[int], reduction: Reduc
 
     What one parameter raises is raised after the last: gradients that are sums over ranks need all ranks of a mesh.
     """
-    names = [row.name for row in table(options) if not row.scalar]
+    rows = tuple(row.name for row in table(options) if not row.scalar)
+    number = {id(param): index for index, param in enumerate(param for group in groups for param in group["params"])}
     scalars = [row.name for row in table(options) if row.scalar]
     found: list[Source] = []
     refusal: Exception | None = None
@@ -35,6 +38,7 @@ def gather(groups: Groups, state: State, moving: Sequence[int], reduction: Reduc
         for param in groups[index]["params"]:
             if not holds(held := state.get(param), options):
                 continue
+            names = [entry.name for entry in entries(rows, kind_of(held))]
             try:
                 found += [
                     Source(
@@ -45,8 +49,12 @@ def gather(groups: Groups, state: State, moving: Sequence[int], reduction: Reduc
                         group=index,
                         layout=reduction.number[id(param)],
                         param=param if sharding.is_plain(param) else None,
+                        number=number[id(param)],
+                        place=place,
                     )
-                    for theta, grad, *statistics in sharding.parts(param, [held[name] for name in names])
+                    for (theta, grad, *statistics), place in zip(
+                        sharding.parts(param, [held[name] for name in names]), places(param), strict=False
+                    )
                 ]
             except Exception as error:
                 refusal = refusal or error

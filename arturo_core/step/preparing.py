@@ -12,8 +12,9 @@ from arturo_core.distributed.refusals import check_gradient, check_layout, check
 from arturo_core.distributed.sharding import takes_part
 from arturo_core.names import name_of
 from arturo_core.options import Options, check_group, check_tensor_lr, check_tolerance
-from arturo_core.state import allocate, check_free, check_held, holds, state_dtype
+from arturo_core.state import allocate, check_free, check_held, holds
 from arturo_core.step import bookkeeping, learning_rate
+from arturo_core.storage.kinds import arithmetic, check_storage
 
 Groups = Sequence[dict[str, Any]]
 State = MutableMapping[Tensor, Any]
@@ -72,5 +73,6 @@ def check_groups(groups: Groups, options: Options) -> None:
 def check_new(groups: Groups, param: Tensor, options: Options, process_group: Any) -> None:
     """Refuse a parameter that cannot be trained, or whose sums could not follow its layout or the tolerance asked."""
     check_parameter(param, name_of(groups, param))
+    check_storage(param, name_of(groups, param), options)
     check_layout(param, process_group)
-    check_tolerance(options, state_dtype(param, options))
+    check_tolerance(options, arithmetic(param, options))

@@ -72,7 +72,7 @@ class Roster:
         self._pick = None if order == list(range(len(params))) else order
         self._everyone, self._trains, self._states = list(map(id, params)), list(map(_trains, params)), len(state)
         self._takes_part = list(map(set(order).__contains__, range(len(params))))
-        self._groups = [source.group for source in sources]
+        self._groups, self._numbers = [source.group for source in sources], [source.number for source in sources]
         self._rows = [itemgetter(*_names(one, source.state)) for one, source in zip(held, sources, strict=True)]
         self._scalars = itemgetter(*scalars)
         ends = list(accumulate(len(chunk.sources) for chunk in chunks))
@@ -81,8 +81,9 @@ class Roster:
             row = {group: index for index, group in enumerate(moving)}
             rows = torch.tensor([row[group] for group in self._groups], device="cpu").to(home)
             like = torch.zeros((), dtype=wide_dtype(home), device=home)
-            waits = Scattered(sources, like).deferred(options)
-            self.flat = Flat({name: _side_by_side(held, name) for name in scalars}, rows, waits, like)
+            apart = Scattered(sources, like)
+            numbers, waits = apart.numbers(), apart.deferred(options)
+            self.flat = Flat({name: _side_by_side(held, name) for name in scalars}, rows, numbers, waits, like)
             self._sized = [_sized(sources, group, home) for group in moving]
         self._marks = _marks(members, [source.grad for source in sources], self._looked_up(held))
         self._squares: tuple[list[int], Tensor] | None = None
@@ -107,7 +108,7 @@ class Roster:
         except (AttributeError, KeyError, RuntimeError, TypeError):  # an entry is missing, a gradient is sparse
             return None
         statistics, _ = looked_up
-        return list(map(Source, params, grads, statistics, held, self._groups, repeat(0), params))
+        return list(map(Source, params, grads, statistics, held, self._groups, repeat(0), params, self._numbers))
 
     def chunks(self, sources: Sequence[Source]) -> list[Chunk]:
         """The chunks of the sources that :meth:`call` has found."""

@@ -91,7 +91,7 @@ class Step:
         known: dict[tuple[int, torch.device, torch.dtype], GroupTerms] = {}
         found = []
         for chunk in self.chunks:
-            key = (chunk.group, chunk.theta.device, chunk.state[0].dtype)
+            key = (chunk.group, chunk.theta.device, chunk.dtype)
             if key not in known:
                 known[key] = self._terms(*key)
             found.append(known[key])

@@ -1,4 +1,4 @@
-"""What a step costs: milliseconds, and bytes of state a parameter, beside torch's AdamW.
+"""What a step costs: milliseconds, bytes of state a parameter, and bytes it takes besides, beside torch's AdamW.
 
     python -m recipes.benchmarks.step_cost            # or: make bench
 
@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from arturo_core import Arturo, __version__
 from arturo_core.kernels import cpu
 from arturo_core.kernels.cpu.library import LEVELS, level
 from recipes.arguments import Parser, listing, nearest, path, positive, threads
+from recipes.benchmarks.memory import peak_of_a_step
 from recipes.folders import try_file, write
 from recipes.text.errors import exit_code
 
@@ -50,15 +52,46 @@ OPTIMIZERS: dict[str, Builder] = {
     BASELINE: lambda params: AdamW(params, lr=1e-4, fused=True),
     "AdamW foreach": lambda params: AdamW(params, lr=1e-4, foreach=True),
     "Arturo": lambda params: Arturo(params, lr=1e-4),
+    "Arturo bfloat16 state": lambda params: Arturo(params, lr=1e-4, state_dtype="bfloat16"),
+    "Arturo 8-bit state": lambda params: Arturo(params, lr=1e-4, state_dtype="8bit"),
     "Arturo without kernel": lambda params: Arturo(params, lr=1e-4, fused=False),
     "Arturo compiled": lambda params: Arturo(params, lr=1e-4, compile=True),
     "Arturo fixed noise": lambda params: Arturo(params, lr=1e-4, noise="fixed"),
     "Arturo fixed noise compiled": lambda params: Arturo(params, lr=1e-4, noise="fixed", compile=True),
 }
 
+
+def _torchao(params: Sequence[torch.nn.Parameter]) -> Optimizer:
+    from torchao.optim import AdamW8bit
+
+    built: Optimizer = AdamW8bit(params, lr=1e-4)
+    return built
+
+
+def _bitsandbytes(params: Sequence[torch.nn.Parameter]) -> Optimizer:
+    from bitsandbytes.optim import AdamW8bit
+
+    built: Optimizer = AdamW8bit(params, lr=1e-4)
+    return built
+
+
+#: Peers that are measured where their package is installed.
+OPTIONAL: dict[str, tuple[str, Builder]] = {
+    "AdamW 8-bit torchao": ("torchao", _torchao),
+    "AdamW 8-bit bitsandbytes": ("bitsandbytes", _bitsandbytes),
+}
+OPTIMIZERS |= {name: build for name, (package, build) in OPTIONAL.items() if find_spec(package)}
+
 #: Of sets above so many elements only these are measured: the others take seconds a step, and copies gigabytes.
 LARGE = 50_000_000
-FOR_LARGE = (BASELINE, "AdamW foreach", "Arturo")
+FOR_LARGE = (
+    BASELINE,
+    "AdamW foreach",
+    "Arturo",
+    "Arturo bfloat16 state",
+    "Arturo 8-bit state",
+    *OPTIONAL,
+)
 
 
 class Gradients:
@@ -124,6 +157,7 @@ def measure(shapes: Sequence[tuple[int, ...]], names: Sequence[str], rounds: int
             gradients.give(optimizer, turn)
             times[name].append(timed_step(optimizer, device))
     base = times[BASELINE]
+    count = sum(torch.Size(shape).numel() for shape in shapes)
     rows = {}
     for name, series in times.items():
         ratios = sorted(ours / theirs for ours, theirs in zip(series, base, strict=True))
@@ -134,6 +168,7 @@ def measure(shapes: Sequence[tuple[int, ...]], names: Sequence[str], rounds: int
             "ratio_quartiles": [low, high],
             "first_step_ms": first[name],
             "state_bytes_per_parameter": state_bytes(optimizers[name]),
+            "step_bytes_per_parameter": peak_of_a_step(optimizers[name], device) / count,
         }
     return rows
 
@@ -175,7 +210,14 @@ def work(arguments: Sequence[str] | None) -> None:
         measured = [name for name in names if count <= LARGE or name in FOR_LARGE]
         rows = results["sets"][title] = measure(shapes, measured, options.rounds, options.device)
         table = Table(title=f"{title}: {count / 1e6:.1f} M parameters in {len(shapes)} tensors", title_justify="left")
-        for column in ("optimizer", "ms a step", "x fused AdamW (quartiles)", "first step, ms", "state, bytes/param"):
+        for column in (
+            "optimizer",
+            "ms a step",
+            "x fused AdamW (quartiles)",
+            "first step, ms",
+            "state, bytes/param",
+            "in a step",
+        ):
             table.add_column(column, justify="left" if column == "optimizer" else "right")
         for name, row in rows.items():
             low, high = row["ratio_quartiles"]
@@ -185,6 +227,7 @@ def work(arguments: Sequence[str] | None) -> None:
                 f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})",
                 f"{row['first_step_ms']:.0f}",
                 f"{row['state_bytes_per_parameter']:.2f}",
+                f"{row['step_bytes_per_parameter']:.2f}",
             )
         console.print(table)
     console.print(header)
