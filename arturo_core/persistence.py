@@ -17,11 +17,12 @@ from arturo_core.contexts import is_fake, lasting
 from arturo_core.names import few, name_of
 from arturo_core.options import Options
 from arturo_core.reporting.diagnostics import Report
-from arturo_core.state import check_saved, holds, restore
+from arturo_core.state import check_saved, converts, forget, holds, restore
 from arturo_core.step import bookkeeping
 from arturo_core.step.rehearsal import aside
 from arturo_core.step.roster import Roster
 from arturo_core.step.weight_scale import Squares
+from arturo_core.storage.kinds import kind_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -110,6 +111,7 @@ class Persistent(Optimizer):
             bookkeeping.check_loaded(group, self.defaults, self._options, hollow)
         bookkeeping.warn_of_missing(loaded["param_groups"], self.defaults)
         self._warn_of_missing(pairs, state)
+        self._warn_of_conversion(pairs, state)
         # Made now, so that whatever raises does before torch changes anything.
         self._loading = [(pairs[key], self._restored(saved, pairs[key])) for key, saved in state.items()]
 
@@ -131,6 +133,18 @@ class Persistent(Optimizer):
                 stacklevel=8,
             )
 
+    def _warn_of_conversion(self, pairs: Mapping[Any, Tensor], state: Mapping[Any, Any]) -> None:
+        """Say that a state dict keeps statistics in another way than this optimizer, which converts them."""
+        known = {key: saved for key, saved in state.items() if holds(saved, self._options)}
+        kinds = {kind_of(saved).value for key, saved in known.items() if converts(saved, pairs[key], self._options)}
+        if kinds:
+            name = str(self._options.state_dtype).removeprefix("torch.")
+            warnings.warn(
+                f"Arturo: the state to load is kept in {' and '.join(sorted(kinds))}, and is converted: this optimizer "
+                f"has state_dtype={name}. Give it the checkpoint's to go on to the bit.",
+                stacklevel=8,
+            )
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch adds it to every optimizer's; this one has no such option
@@ -142,6 +156,7 @@ class Persistent(Optimizer):
         self.__dict__.setdefault("_torn", False)
         self._squares, self._roster = Squares(), None
         for param, restored in self.__dict__.pop("_loading", ()):
+            forget(self.state[param], self._options)  # in whatever storage they were
             self.state[param].update(restored)
         # Older checkpoints lack keys; distributed checkpointing loses all those of an empty first group.
         first = bookkeeping.first(self.param_groups)

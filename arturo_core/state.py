@@ -86,12 +86,15 @@ def restore(saved: Mapping[str, Any], param: Tensor, options: Options) -> dict[s
             else:
                 restored[row.name].fill_(float(value))
     kept, here = kind_of(saved), kind(param, options)
-    if converts(saved, param, options):
-        saved = _converted(saved, param, kept, here)
+    rows = _unpacked(saved) if kept is Kind.CODED is not here else saved
+    coded = _codes(rows, param) if here is Kind.CODED is not kept else {}
     for entry in _entries(options, here):
-        value = saved[entry.name]
         fresh = _empty(param, entry, entry.dtype or arithmetic(param, options))
-        restored[entry.name] = _like(param, entry, fresh.copy_(shard_of(value, param)))
+        if coded:
+            fresh.copy_(coded[entry.name].view_as(fresh))
+        else:
+            fresh.copy_(shard_of(rows[entry.name], param))
+        restored[entry.name] = _like(param, entry, fresh)
     return restored
 
 
@@ -100,21 +103,15 @@ def converts(saved: Mapping[str, Any], param: Tensor, options: Options) -> bool:
     return kind_of(form_of(options).upgraded(saved)) is not kind(param, options)
 
 
-def _converted(saved: Mapping[str, Any], param: Tensor, kept: Kind, here: Kind) -> Mapping[str, Any]:
-    """A saved state in another storage; rounded to the nearest, once."""
-    if Kind.CODED not in (kept, here):
-        return saved  # copying converts
-    # Codes of other shards need not be whole blocks here: the whole is unpacked, and cut anew.
-    whole = {entry.name: _whole(saved[entry.name]) for entry in _kept_in(kept)}
-    rows = values(whole)
-    if here is not Kind.CODED:
-        return rows
-    local = [shard_of(rows[name].to(torch.float32), param).contiguous().view(-1) for name in ROWS]
+def _unpacked(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What saved codes stand for; of the whole parameter, since shards here may cut blocks."""
+    return values({entry.name: _whole(saved[entry.name]) for entry in entries(ROWS, Kind.CODED)})
+
+
+def _codes(rows: Mapping[str, Any], param: Tensor) -> dict[str, Tensor]:
+    """This rank's part of saved rows in 8 bits, rounded to the nearest, once; flat."""
+    local = (shard_of(rows[name], param).to(param.device, torch.float32).reshape(-1) for name in ROWS)
     return dict(zip(CODED_NAMES, to_nearest(Kept(*local), coded=True), strict=True))
-
-
-def _kept_in(kept: Kind) -> tuple[Entry, ...]:
-    return entries(ROWS, kept)
 
 
 def _whole(value: Any) -> Tensor:
