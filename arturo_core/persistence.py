@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from arturo_core import habits
+from arturo_core import habits, surroundings
 from arturo_core.contexts import is_fake, lasting
 from arturo_core.names import few, name_of
 from arturo_core.options import Options
@@ -132,6 +132,7 @@ class Persistent(Optimizer):
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        surroundings.discover()
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch adds it to every optimizer's; this one has no such option
         self.defaults.setdefault(habits.MOMENTUM, habits.NO_MOMENTUM)  # pickles of older versions lack it
@@ -168,12 +169,13 @@ class Persistent(Optimizer):
         return type(self).__new__(type(self))._continue(self, self.__getstate__())
 
     def _wrapped(self) -> Self | None:
-        """The optimizer inside, if this is a wrapper that poses as one (Lightning's, Fabric's).
+        """The optimizer inside, if this is a wrapper that poses as one: it has taken its class, not its options.
 
         It reads through to the optimizer, and keeps for itself what a method sets on it.
         """
-        found: Self | None = self.__dict__.get("_optimizer")
-        return found if isinstance(found, Persistent) else None
+        own = self.__dict__.get("_options")
+        held = [one for one in self.__dict__.values() if issubclass(type(one), Persistent) and one is not self]
+        return next((one for one in held if own is None or own is one._options), None)
 
     def _continue(self, original: Self, state: dict[str, Any]) -> Self:
         """Become a copy of an optimizer with this state, over the same ranks."""
