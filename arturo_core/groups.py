@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from arturo_core import habits
 from arturo_core.distributed.refusals import check_layout
 from arturo_core.distributed.sharding import takes_part
+from arturo_core.distributed.types import DeviceMesh, ProcessGroup
 from arturo_core.options import check_group, check_process_group
 from arturo_core.reporting.readable import Readable
 from arturo_core.state import forget
 from arturo_core.step import bookkeeping, preparing, rehearsal
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.distributed.device_mesh import DeviceMesh
 
 
 class Grouped(Readable):

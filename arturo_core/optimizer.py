@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from arturo_core import habits
 from arturo_core.contexts import fake_mode_is_active
 from arturo_core.distributed import agreement, sharding
 from arturo_core.distributed.reductions import Reduction
+from arturo_core.distributed.types import DeviceMesh, ProcessGroup
 from arturo_core.groups import Grouped
 from arturo_core.kernels import select
 from arturo_core.options import (
@@ -33,17 +34,8 @@ from arturo_core.step.forms import step_of
 from arturo_core.step.found import Found
 from arturo_core.step.roster import Roster
 from arturo_core.step.transaction import Journal
-from arturo_core.step.weight_scale import Squares
 from arturo_core.step.work import Step
 from arturo_core.surroundings import check_caller, check_step
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.distributed.device_mesh import DeviceMesh
-else:
-    # Command lines built from annotations resolve them; not every build of torch has torch.distributed.
-    ProcessGroup = getattr(torch.distributed, "ProcessGroup", object)
-    DeviceMesh = getattr(torch.distributed, "DeviceMesh", object)
 
 
 class Arturo(Grouped):
@@ -56,13 +48,10 @@ class Arturo(Grouped):
     model. After Dahlinger, Becker, Hüttenrauch, Neumann, "Information-Theoretic Trust Regions for Stochastic
     Gradient-Based Optimization" (arXiv 2310.20574); :meth:`paper` is the published algorithm.
 
-    Every parameter group also has a key ``momentum``, for schedulers that cycle momentum as well (``OneCycleLR`` and
-    ``CyclicLR`` with their defaults, fastai's ``fit_one_cycle``). They write it, monitors log it, and arTuRO does not
-    read it: its filter averages gradients itself, with "adaptive" noise over more steps as lr falls below its
-    peak, which is what cycled momentum is for.
-
     By default the filter calibrates itself (``noise="adaptive"``) and the bound is sized by a learning rate in
-    AdamW's units (``trust_region="rms"``), so AdamW's learning rates, schedules and weight decay carry over.
+    AdamW's units (``trust_region="rms"``), so AdamW's learning rates, schedules and weight decay carry over. Groups
+    have a key ``momentum``, for schedulers that cycle it (``OneCycleLR``, ``CyclicLR``). Nothing reads it: the filter
+    averages over more steps as lr falls below its peak, which is what cycled momentum is for.
 
     Args:
         params: parameters, named parameters or parameter groups, as for every ``torch.optim`` optimizer. A group may
@@ -118,13 +107,8 @@ class Arturo(Grouped):
 
     State per parameter is the table in :mod:`arturo_core.state`.
 
-    The ranks of a process group, and those of a DTensor's mesh, replicas too, decide together. At the first step that
-    moves, and after a group was added, they compare the number of parameter groups, options and learning rates; those
-    of a mesh also weight decay and ``maximize``. In every step they compare learning rates, and a gradient that is not
-    finite, or an option or gradient that is refused, counts for all. What leaves the others waiting, as in every
-    collective: an exception outside the optimizer on one rank alone, and learning rates of 0 on one alone, of a process
-    group or on accelerators always, of a mesh until there is state. Of replicated plain parameters (DDP) nothing is
-    asked, and FSDP1's hybrid strategies replicate as DDP does.
+    Ranks that hold parts of one model decide together: what they compare, when, and what leaves others waiting is said
+    in :mod:`arturo_core.distributed.agreement`. Of replicated plain parameters (DDP) nothing is asked.
     """
 
     @habits.explained
@@ -152,7 +136,7 @@ class Arturo(Grouped):
         fused: bool | None = None,
         process_group: ProcessGroup | DeviceMesh | None = None,
     ) -> None:
-        self._options = make_options(
+        options = make_options(
             trust_region=trust_region,
             noise=noise,
             kl_rtol=kl_rtol,
@@ -170,18 +154,12 @@ class Arturo(Grouped):
             process_noise=process_noise,
         )
         check_process_group(process_group)
-        self._process_group = process_group
-        self._agreed = None
-        self._lost_process_group = False
-        self._report = None
-        self._torn = False
-        self._squares = Squares()
-        self._roster = None
+        self._begin(options, process_group)
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, habits.MOMENTUM: habits.NO_MOMENTUM}
-        check_group(defaults, self._options)
+        check_group(defaults, options)
         super().__init__(params, defaults)
         if fused:
-            select.check_fused((param for group in self.param_groups for param in group["params"]), self._options)
+            select.check_fused((param for group in self.param_groups for param in group["params"]), options)
         check_caller((param for group in self.param_groups for param in group["params"]), process_group)
 
     @classmethod
@@ -261,8 +239,8 @@ class Arturo(Grouped):
                 differ in lr with ``trust_region="kl"``, or ranks differ in lr, options or groups, or a
                 parameter's shape or device is no longer that of its statistics.
 
-        With several ranks whose parameters are on an accelerator, waiting for it is avoided: where ranks differ in lr,
-        or another one raises, the step is skipped and counted instead, on all of them.
+        On accelerators, where reading would wait, ranks that differ in lr, and those whose neighbour raises, skip and
+        count the step instead.
 
         Whatever is raised, also from outside as by Ctrl-C, leaves nothing half done: weights, statistics and counters
         are as before the step, or, with more than a million weights, where the step had begun to write, as after it. An
@@ -272,16 +250,7 @@ class Arturo(Grouped):
         """
         check_step(self.param_groups)
         noticing.before_step(self)
-        if self._torn:
-            raise transaction.TornStep(
-                "Arturo: an earlier step broke off in the middle; weights and statistics are a mixture of two steps. "
-                "Load the last checkpoint of both."
-            )
-        if self._lost_process_group:
-            raise RuntimeError(
-                "Arturo: this optimizer was pickled with a process_group, which cannot be pickled. Call "
-                "split_over(process_group) before the first step; split_over(None) if all parameters are here."
-            )
+        self._check_whole()
         loss: float | None = None
         if closure is not None:
             with torch.enable_grad():

@@ -21,6 +21,7 @@ from arturo_core.state import check_saved, holds, restore
 from arturo_core.step import bookkeeping
 from arturo_core.step.rehearsal import aside
 from arturo_core.step.roster import Roster
+from arturo_core.step.transaction import TornStep
 from arturo_core.step.weight_scale import Squares
 
 if TYPE_CHECKING:
@@ -49,6 +50,25 @@ class Persistent(Optimizer):
     _torn: bool
     _squares: Squares
     _roster: Roster | None
+
+    def _begin(self, options: Options, process_group: Any) -> None:
+        """What an optimizer is before its first step."""
+        self._options, self._process_group, self._lost_process_group = options, process_group, False
+        self._agreed, self._report, self._torn = None, None, False
+        self._squares, self._roster = Squares(), None
+
+    def _check_whole(self) -> None:
+        """Raise where an earlier step broke off in the middle, or a pickle has lost the ranks."""
+        if self._torn:
+            raise TornStep(
+                "Arturo: an earlier step broke off in the middle; weights and statistics are a mixture of two steps. "
+                "Load the last checkpoint of both."
+            )
+        if self._lost_process_group:
+            raise RuntimeError(
+                "Arturo: this optimizer was pickled with a process_group, which cannot be pickled. Call "
+                "split_over(process_group) before the first step; split_over(None) if all parameters are here."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """State and parameter groups, as every ``torch.optim`` optimizer gives them.

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from arturo_core.contexts import is_fake
+from arturo_core.distributed.types import DeviceMesh, ProcessGroup
 from arturo_core.options import Options
 from arturo_core.persistence import Persistent
 from arturo_core.reporting import diagnostics as reporting
 from arturo_core.reporting import readings
 from arturo_core.state import holds
 from arturo_core.step import bookkeeping, rehearsal
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.distributed.device_mesh import DeviceMesh
 
 
 class Readable(Persistent):
