@@ -263,3 +263,16 @@ def test_nobody_outside_reads_what_is_private():
             if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
                 found.append((path.name, node.lineno, node.attr))
     assert found == []
+
+
+def test_the_map_of_the_core_names_every_file_and_none_that_is_not_there():
+    text = (CORE / "README.md").read_text(encoding="utf-8")
+    linked = {link.partition("#")[0].rstrip("/") for link in re.findall(r"\]\(([^)]+)\)", text) if ":" not in link}
+    assert [link for link in linked if not (CORE / link).exists()] == []
+    folders = {folder.parent for folder in CORE.rglob("__init__.py")}
+    # A folder in a folder is named as a whole: what is in it is its own business.
+    there = [
+        path for path in CORE.rglob("*.py") if path.name != "__init__.py" and path.parent.parent in (CORE, CORE.parent)
+    ]
+    there += [folder for folder in folders if folder.parent.parent in (CORE, CORE.parent)]
+    assert [name for path in there if (name := path.relative_to(CORE).as_posix()) not in linked | {"."}] == []
