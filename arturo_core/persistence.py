@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from arturo_core import habits
+from arturo_core import habits, surroundings
 from arturo_core.contexts import is_fake, lasting
 from arturo_core.names import few, name_of
 from arturo_core.options import Options
@@ -21,6 +21,7 @@ from arturo_core.state import check_saved, converts, forget, holds, restore
 from arturo_core.step import bookkeeping
 from arturo_core.step.rehearsal import aside
 from arturo_core.step.roster import Roster
+from arturo_core.step.transaction import TornStep
 from arturo_core.step.weight_scale import Squares
 from arturo_core.storage.kinds import kind_of
 
@@ -50,6 +51,25 @@ class Persistent(Optimizer):
     _torn: bool
     _squares: Squares
     _roster: Roster | None
+
+    def _begin(self, options: Options, process_group: Any) -> None:
+        """What an optimizer is before its first step."""
+        self._options, self._process_group, self._lost_process_group = options, process_group, False
+        self._agreed, self._report, self._torn = None, None, False
+        self._squares, self._roster = Squares(), None
+
+    def _check_whole(self) -> None:
+        """Raise where an earlier step broke off in the middle, or a pickle has lost the ranks."""
+        if self._torn:
+            raise TornStep(
+                "Arturo: an earlier step broke off in the middle; weights and statistics are a mixture of two steps. "
+                "Load the last checkpoint of both."
+            )
+        if self._lost_process_group:
+            raise RuntimeError(
+                "Arturo: this optimizer was pickled with a process_group, which cannot be pickled. Call "
+                "split_over(process_group) before the first step; split_over(None) if all parameters are here."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """State and parameter groups, as every ``torch.optim`` optimizer gives them.
@@ -146,6 +166,7 @@ class Persistent(Optimizer):
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        surroundings.discover()
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch adds it to every optimizer's; this one has no such option
         self.defaults.setdefault(habits.MOMENTUM, habits.NO_MOMENTUM)  # pickles of older versions lack it
@@ -183,12 +204,13 @@ class Persistent(Optimizer):
         return type(self).__new__(type(self))._continue(self, self.__getstate__())
 
     def _wrapped(self) -> Self | None:
-        """The optimizer inside, if this is a wrapper that poses as one (Lightning's, Fabric's).
+        """The optimizer inside, if this is a wrapper that poses as one: it has taken its class, not its options.
 
         It reads through to the optimizer, and keeps for itself what a method sets on it.
         """
-        found: Self | None = self.__dict__.get("_optimizer")
-        return found if isinstance(found, Persistent) else None
+        own = self.__dict__.get("_options")
+        held = [one for one in self.__dict__.values() if issubclass(type(one), Persistent) and one is not self]
+        return next((one for one in held if own is None or own is one._options), None)
 
     def _continue(self, original: Self, state: dict[str, Any]) -> Self:
         """Become a copy of an optimizer with this state, over the same ranks."""

@@ -104,7 +104,7 @@ def _fsdp1(accelerator: Accelerator, model: nn.Module, others: tuple[Any, ...], 
     arturo = build(wrapped, process_group=fsdp1.process_group(wrapped))
     prepared = accelerator.prepare(arturo, *others)
     optimizer, *rest = prepared if others else (prepared,)
-    fsdp1.allocate(arturo)  # after Accelerate has copied the state that there was
+    arturo.allocate_state()  # after Accelerate has copied the state that there was
     return (wrapped, optimizer, *rest)
 
 

@@ -294,7 +294,7 @@ def _check_ranks(optimizer: Arturo, ranks: Any, parts: Sequence[Part]) -> None:
             f"Arturo: DeepSpeed partitions parameters over ranks {min(over, key=len)} of {len(everyone)}: there is "
             f"model, pipeline or expert parallelism, and the other ranks hold other parameters. {SUPPORTED}."
         )
-    given = optimizer._process_group
+    given = optimizer.process_group
     if given is not None and (not isinstance(given, distributed.ProcessGroup) or _members(given) != everyone):
         raise ValueError(
             f"Arturo: process_group is another than the {len(everyone)} ranks that DeepSpeed partitions over. Leave it "

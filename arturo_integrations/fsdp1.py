@@ -45,25 +45,13 @@ def process_group(model: nn.Module) -> ProcessGroup | None:
     return groups[0]
 
 
-def allocate(optimizer: Arturo) -> None:
-    """Give every parameter its state, as before the first gradient; nothing else changes.
+class AllocatedArturo(Arturo):
+    """An ``Arturo`` whose state exists from the beginning, for frameworks that build and load in one go.
 
     Accelerate reads a sharded checkpoint of FSDP1 into the state that there is: into none, without a word, if no step
     has been taken yet.
     """
-    rates = [group["lr"] for group in optimizer.param_groups]
-    try:
-        for group in optimizer.param_groups:
-            group["lr"] = 0.0
-        optimizer.step()  # at lr 0 a step allocates, and does nothing else
-    finally:
-        for group, lr in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = lr
-
-
-class AllocatedArturo(Arturo):
-    """An ``Arturo`` whose state exists from the beginning, for frameworks that build and load in one go."""
 
     def __init__(self, params: ParamsT, **options: Any) -> None:
         super().__init__(params, **options)
-        allocate(self)
+        self.allocate_state()

@@ -1,7 +1,14 @@
 """What the ranks that hold parts of one model have to agree on before sums over them mean anything.
 
-At the first step that moves they compare what their optimizers were built with. Later steps compare in their survey
-(:mod:`arturo_core.step.gathering`) what may change: learning rates, and whether a rank refuses the step.
+The ranks of a process group, and those of a DTensor's mesh, replicas too, decide together. At the first step that
+moves, and after a group was added, they compare the number of parameter groups, options and learning rates; those of a
+mesh also weight decay and ``maximize``. In every step they compare learning rates in their survey
+(:mod:`arturo_core.step.gathering`), and a gradient that is not finite, or an option or gradient that is refused, counts
+for all.
+
+What leaves the others waiting, as in every collective: an exception outside the optimizer on one rank alone, and
+learning rates of 0 on one alone, of a process group or on accelerators always, of a mesh until there is state. Of
+replicated plain parameters (DDP) nothing is asked, and FSDP1's hybrid strategies replicate as DDP does.
 """
 
 from __future__ import annotations

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from arturo_core.distributed import flat, fsdp1
+from arturo_core.distributed import fsdp1
 from arturo_core.distributed.sharding import is_dtensor
 
 
@@ -91,61 +90,6 @@ def _ranks(process_group: Any) -> set[int]:
     if hasattr(process_group, "mesh"):
         return set(process_group.mesh.flatten().tolist())
     return set(get_process_group_ranks(process_group))
-
-
-def check_caller(params: Iterable[Any], process_group: Any) -> None:
-    """Raise where ``ZeroRedundancyOptimizer`` builds an optimizer of its rank's share that sees no other rank.
-
-    Its parameters are plain tensors, so nothing but the caller tells them from replicated ones.
-
-    Raises:
-        ValueError: without ``process_group``, or over FSDP1's parameters.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "torch.distributed.optim.zero_redundancy_optimizer":
-            if any(fsdp1.is_shard(param) for param in params):
-                raise ValueError(
-                    "Arturo: ZeroRedundancyOptimizer splits parameters that FSDP1 holds already. Use one of them: "
-                    "FullyShardedDataParallel alone, or DistributedDataParallel with ZeroRedundancyOptimizer."
-                )
-            if process_group is not None:
-                return
-            raise ValueError(
-                "Arturo: ZeroRedundancyOptimizer gives every rank a part of the parameters, and the trust region needs "
-                "sums over all of them. Pass optimizer_class=functools.partial(Arturo, "
-                "process_group=torch.distributed.group.WORLD) (or the group that the parameters are split over)."
-            )
-        frame = frame.f_back  # type: ignore[assignment]
-
-
-def check_step(groups: Iterable[dict[str, Any]]) -> None:
-    """Raise where DeepSpeed takes a step of parameters of its own making, and nobody has said what they are made of.
-
-    It exchanges an optimizer's parameters for flat partitions, and steps them group by group.
-
-    Raises:
-        RuntimeError: a parameter is not declared in :mod:`arturo_core.distributed.flat`.
-    """
-    if "deepspeed" not in sys.modules or all(flat.is_declared(param) for group in groups for param in group["params"]):
-        return
-    frame = sys._getframe(1)
-    while frame is not None:
-        module = str(frame.f_globals.get("__name__"))
-        # The engine's own step is that of an optimizer whose parameters it has left alone.
-        if module.startswith("deepspeed.runtime.") and module not in _LEAVES_PARAMETERS_ALONE:
-            raise RuntimeError(
-                f"Arturo: a step was asked for by {module}, which trains parts of the parameters, one parameter group "
-                "at a time; the trust region needs them all. With ZeRO stage 1, 2 or 3 call "
-                "arturo_integrations.deepspeed.attach(engine) after deepspeed.initialize() or Accelerator.prepare(); "
-                "under Lightning return arturo_integrations.lightning.optimizer_for(self, ...) from "
-                "configure_optimizers. Without ZeRO, DeepSpeed is supported in float32 alone, without pipeline stages: "
-                "use ZeRO stage 1 for bf16 and fp16."
-            )
-        frame = frame.f_back  # type: ignore[assignment]
-
-
-_LEAVES_PARAMETERS_ALONE = ("deepspeed.runtime.engine", "deepspeed.runtime.lr_schedules", "deepspeed.runtime.utils")
 
 
 def check_gradient(param: Tensor, which: Callable[[], str]) -> None:

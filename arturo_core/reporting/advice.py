@@ -82,7 +82,7 @@ class Advisor:
 
     def _at_once(self, numbers: Mapping[str, Any], taken: int) -> dict[str, str]:
         found = {}
-        options = self._optimizer._options
+        options = self._optimizer.options
         largest = _largest(self._optimizer)
         if options.trust_region == "kl" and 0.0 < largest <= LARGEST_FOR_NATS:
             found["nats"] = (
@@ -110,7 +110,7 @@ class Advisor:
         scale, taken = float(numbers["step_scale"]), numbers["kl"] > 0.0
         narrow = any(param.element_size() < 4 for param in readings.trained(self._optimizer.param_groups))
         moving = any(_share(group) > DECAYED for group in self._optimizer.param_groups if group["params"])
-        fixed = self._optimizer._options.noise == "fixed"
+        fixed = self._optimizer.options.noise == "fixed"
         if fixed:
             mend = f"measurement_noise is too {'small' if ratio > 1.0 else 'large'}: multiply it by about {ratio:.2g}."
         else:
@@ -127,7 +127,7 @@ class Advisor:
                 "runs with a third and three times of it.",
             ),
             "pinned": (
-                taken and abs(scale - 1.0) > 10.0 * self._optimizer._options.kl_rtol,
+                taken and abs(scale - 1.0) > 10.0 * self._optimizer.options.kl_rtol,
                 f"the search for the multiplier η ended at {numbers['eta']:.3g} before the bound was met; steps were "
                 f"scaled by {scale:.3g} instead. They keep the bound, but are not the best ones inside it. Raise "
                 'kl_rtol, or use noise="adaptive", which needs no search.',
@@ -172,7 +172,7 @@ def _largest(optimizer: Arturo) -> float:
 
 def _of_larger_rates(optimizer: Arturo) -> str:
     """What a larger lr does to steps that the trust region does not limit."""
-    options = optimizer._options
+    options = optimizer.options
     if options.noise == "adaptive" and options.length_scale is None:
         return "A larger lr still lengthens them, by way of the length ℓ, until it asks for more than counts."
     return "A larger lr lengthens the bound alone, and so none of these steps."

@@ -119,12 +119,12 @@ class LayerWatch:
 
     def _weights(self, param: Tensor) -> _Weights:
         theta = [run.clone() for run in sharding.runs(param, param)]
-        if form_of(self._optimizer._options).tied:
+        if form_of(self._optimizer.options).tied:
             return _Weights(theta, None)  # λ is tied to the curvature, and the same after the step
         held = self._optimizer.state.get(param)
-        if held is not None and holds(held, self._optimizer._options):
+        if held is not None and holds(held, self._optimizer.options):
             return _Weights(theta, [run.clone() for run in sharding.runs(held["precision"], param)])
-        return _Weights(theta, [torch.full_like(run, 1.0 / self._optimizer._options.init_variance) for run in theta])
+        return _Weights(theta, [torch.full_like(run, 1.0 / self._optimizer.options.init_variance) for run in theta])
 
     @torch.no_grad()
     def _compare(self, *_: Any) -> None:
@@ -135,7 +135,7 @@ class LayerWatch:
         params = [param for group in groups for param in group["params"]]
         if not params:
             return
-        ranks = sharding.process_groups(self._optimizer._process_group)
+        ranks = sharding.process_groups(self._optimizer.process_group)
         reduction = Reduction.over(params, ranks)
         home = self._optimizer._home(reduction)
         own = self._names(groups)
@@ -145,16 +145,16 @@ class LayerWatch:
         sums = torch.zeros((len(reduction.layouts), len(names), 7), dtype=dtype, device=home)
         for group in groups:
             for param in group["params"]:
-                if param in before and holds(self._optimizer.state.get(param), self._optimizer._options):
+                if param in before and holds(self._optimizer.state.get(param), self._optimizer.options):
                     here = self._sums(param, before[param], group).to(home, dtype)
                     sums[reduction.number[id(param)], row[own[id(param)]]] += here
         self._found = (names, reduction.sum(sums), self._calls())
 
     def _sums(self, param: Tensor, before: _Weights, group: Mapping[str, Any]) -> Tensor:
         """Of the elements on this rank: ½Σλδ², Σδ², Σθ², Σs, how many s were learned, are floored, and all of them."""
-        options, held = self._optimizer._options, self._optimizer.state[param]
+        options, held = self._optimizer.options, self._optimizer.state[param]
         # Neither a skipped step nor one without a gradient has decayed the weights.
-        report = self._optimizer._report
+        report = self._optimizer.last_report
         decayed = report.ok.to(param.device) if report is not None and param.grad is not None else 0.0
         decay = learning_rate.scalar(group["lr"], param.device) * group["weight_decay"]
         kept = 1.0 - decay.clamp(max=1.0) * decayed

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from arturo_core import surroundings
+
 if TYPE_CHECKING:
     from arturo_core.optimizer import Arturo
 
@@ -85,10 +87,9 @@ def _below(model: nn.Module) -> set[int]:
 
 
 def _is_container(module: nn.Module) -> bool:
-    """Whether a module may hold several models: it has no ``forward`` of its own, or is a LightningModule."""
+    """Whether a module may hold several models: it has no ``forward`` of its own, or somebody has said so."""
     kind = type(module)
-    lightning = any(base.__name__ == "LightningModule" for base in kind.__mro__)
-    return lightning or getattr(kind, "forward", None) is nn.Module.forward
+    return getattr(kind, "forward", None) is nn.Module.forward or surroundings.is_container(kind)
 
 
 def _are_apart(model: nn.Module, mine: set[int], others: list[set[int]]) -> bool:

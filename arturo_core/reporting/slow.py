@@ -17,7 +17,7 @@ _told: list[str] = []
 
 def notice(optimizer: Arturo) -> str | None:
     """What to say if the kernel could take the steps of a large model on the CPU, and is not there."""
-    if _told or optimizer._options.fused is not None or cpu.available() or not select.suits(optimizer._options):
+    if _told or optimizer.options.fused is not None or cpu.available() or not select.suits(optimizer._options):
         return None
     params = [param for group in optimizer.param_groups for param in group["params"]]
     if sum(param.numel() for param in params if param.device.type == "cpu") < MANY:

@@ -87,7 +87,7 @@ def notice(optimizer: Arturo) -> str | None:
     rise = _rises.get(optimizer)
     if rise is None:
         rise = _rises[optimizer] = Rise()
-    region = optimizer._options.trust_region
+    region = optimizer.options.trust_region
     if not rise.see(lr) or rise.told or not rise.is_sweep(UNUSUAL[region]):
         return None
     rise.seen = True
@@ -111,7 +111,7 @@ def seen(optimizer: Arturo) -> bool:
 def under_way(optimizer: Arturo) -> bool:
     """Whether the last step was one of what may be a sweep."""
     rise = _rises.get(optimizer)
-    return rise is not None and rise.held <= HELD and rise.is_sweep(UNUSUAL[optimizer._options.trust_region])
+    return rise is not None and rise.held <= HELD and rise.is_sweep(UNUSUAL[optimizer.options.trust_region])
 
 
 def _largest(groups: Sequence[Mapping[str, Any]]) -> float | None:

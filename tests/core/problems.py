@@ -198,7 +198,7 @@ def adaptive_bound(optimizer: Arturo, before: list[Tensor], moved: list[Tensor])
     for nominal, group in zip(rates, optimizer.param_groups, strict=True):
         peak = float(group["peak_lr"])
         lr = nominal * min(1.0, relative / (0.35 * peak))
-        length = optimizer._options.length_scale or float(group["length"]) or 8.0 * peak
+        length = optimizer.options.length_scale or float(group["length"]) or 8.0 * peak
         precision = 0.0
         for param in group["params"]:
             stiffness = optimizer.precision(param).double()  # h, and λ

@@ -193,7 +193,7 @@ def test_a_process_group_is_one(value):
     optimizer = Arturo(weight())
     with pytest.raises(TypeError, match="process_group"):
         optimizer.split_over(value)
-    assert optimizer._process_group is None
+    assert optimizer.process_group is None
 
 
 def test_a_process_group_is_one_that_the_rank_belongs_to():
@@ -254,7 +254,7 @@ def test_global_options_repeated_in_a_group():
     """As ``ZeroRedundancyOptimizer`` does with every argument it was given."""
     given = {"trust_region": "kl", "kl_rtol": 1e-2, "temperature": 2.0, "length_scale": None, "compile": False}
     optimizer = Arturo([{"params": weight(), **given}], **given)
-    chosen = optimizer._options
+    chosen = optimizer.options
     assert {key: getattr(chosen, key) for key in given if key != "length_scale"} == {
         key: value for key, value in given.items() if key != "length_scale"
     }

@@ -100,7 +100,7 @@ def test_weights_that_others_change_are_measured_anew() -> None:
     def bound() -> float:
         weight.grad = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
         optimizer.step()
-        return float(optimizer._report.multiplier.bound)  # type: ignore[union-attr]
+        return float(optimizer.last_report.multiplier.bound)  # type: ignore[union-attr]
 
     bound()
     twin = copy.deepcopy(optimizer)

@@ -66,8 +66,8 @@ def test_weight_decay(given, kept):
 @every_number
 def test_options(given, kept):
     optimizer = Arturo([Parameter(torch.ones(2))], temperature=given)
-    assert type(optimizer._options.temperature) is float
-    assert optimizer._options.temperature == kept
+    assert type(optimizer.options.temperature) is float
+    assert optimizer.options.temperature == kept
 
 
 def _set(optimizer: Arturo, **values: object) -> Arturo:

@@ -36,9 +36,9 @@ def train(optimizer: Arturo, params: dict[int, torch.nn.Parameter]) -> dict[str,
                 if step == 4 and index == 0:
                     params[index].grad[3, 1] = torch.nan
         if step == 5:
-            group = optimizer._process_group
+            group = optimizer.process_group
             optimizer = copy.deepcopy(optimizer)  # goes on with the same ranks
-            assert optimizer._process_group is group
+            assert optimizer.process_group is group
             params = dict(zip(params, optimizer.param_groups[0]["params"], strict=True))
             for param in params.values():
                 param.grad = None

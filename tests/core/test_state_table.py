@@ -15,6 +15,6 @@ def test_bytes_of_state_are_those_of_the_table(noise: str, expected: int) -> Non
     param.grad = torch.randn(50, 4)
     optimizer.step()
     held = optimizer.state[param]
-    assert [row.name for row in state.table(optimizer._options)] == list(held)
+    assert [row.name for row in state.table(optimizer.options)] == list(held)
     per_element = sum(value.nbytes for value in held.values() if value.dim()) / param.numel()
-    assert per_element == state.bytes_per_parameter(optimizer._options) == expected
+    assert per_element == state.bytes_per_parameter(optimizer.options) == expected

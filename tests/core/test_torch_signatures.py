@@ -10,14 +10,19 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from arturo_core import Arturo
-from arturo_core.persistence import Persistent
 
 Kind = inspect.Parameter
 
-#: What Arturo and its bases below torch's Optimizer define anew.
+#: What Arturo and its bases below torch's Optimizer define, and which of it replaces torch's.
+OURS = {
+    name: member
+    for kind in reversed(Arturo.__mro__)
+    if issubclass(kind, Optimizer) and kind is not Optimizer
+    for name, member in vars(kind).items()
+}
 OVERRIDDEN = sorted(
     name
-    for name, member in {**vars(Persistent), **vars(Arturo)}.items()
+    for name, member in OURS.items()
     if callable(inspect.unwrap(getattr(member, "__func__", member))) and callable(getattr(Optimizer, name, None))
 )
 
@@ -54,9 +59,10 @@ def test_every_option_is_documented():
         assert f"        {name}: " in Arturo.__doc__, name
 
 
-@pytest.mark.parametrize("name", [name for name, member in vars(Arturo).items() if not name.startswith("_")])
+@pytest.mark.parametrize("name", [name for name in OURS if not name.startswith("_")])
 def test_public_methods_are_annotated_and_documented(name):
     member = getattr(Arturo, name)
+    member = getattr(member, "fget", member)
     assert member.__doc__
     signature = inspect.signature(member)
     assert signature.return_annotation is not inspect.Signature.empty
@@ -94,8 +100,8 @@ def test_step_is_profiled_and_takes_its_closure_by_keyword():
 
 def test_class_attributes_do_not_shadow_instances():
     """Wrappers that subclass the optimizer's class read class attributes before the wrapped instance's."""
-    data = [name for name, member in vars(Arturo).items() if not callable(member) and not name.startswith("__")]
-    assert [name for name in data if not isinstance(vars(Arturo)[name], (classmethod, staticmethod, property))] in (
+    data = [name for name, member in OURS.items() if not callable(member) and not name.startswith("__")]
+    assert [name for name in data if not isinstance(OURS[name], (classmethod, staticmethod, property))] in (
         [],
         ["_abc_impl"],
     )

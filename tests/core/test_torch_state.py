@@ -250,7 +250,7 @@ def test_copies_keep_the_options():
     weight = Parameter(torch.ones(3))
     optimizer = Arturo.paper([weight], 0.1, temperature=0.5)
     copied = copy.deepcopy(optimizer)
-    assert copied._options == optimizer._options
+    assert copied.options == optimizer.options
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         copied.add_param_group({"params": [Parameter(torch.ones(2))]})

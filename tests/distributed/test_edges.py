@@ -110,7 +110,7 @@ def test_at_rest_there_are_no_collectives(tmp_path: Path) -> None:
 def pickled_steps() -> tuple[str, bool]:
     model = network()
     optimizer = Arturo(model.parameters(), process_group=distributed.group.WORLD)
-    assert copy.copy(optimizer)._process_group is copy.deepcopy(optimizer)._process_group is distributed.group.WORLD
+    assert copy.copy(optimizer).process_group is copy.deepcopy(optimizer).process_group is distributed.group.WORLD
     again = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(optimizer))))
     message = ""
     try:
@@ -119,7 +119,7 @@ def pickled_steps() -> tuple[str, bool]:
         message = str(error)
     again.split_over(distributed.group.WORLD)
     again.step()
-    return message, again._process_group is distributed.group.WORLD
+    return message, again.process_group is distributed.group.WORLD
 
 
 def test_a_pickled_optimizer_asks_for_its_process_group(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_one_call_prepares_everything_in_order():
     arturo = find_arturo(optimizer)
     assert arturo is not None
     assert [group["weight_decay"] for group in arturo.param_groups] == [0.1]
-    assert arturo._options.noise == "fixed"
+    assert arturo.options.noise == "fixed"
     assert [step["arturo/steps"] for step in epoch(accelerator, model, optimizer, batches)] == [1, 2, 3]
 
 

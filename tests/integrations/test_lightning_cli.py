@@ -152,7 +152,7 @@ def test_every_option_can_be_set_and_a_printed_configuration_is_the_same_run(com
         optimizer = command(*arguments).trainer.optimizers[0]
         assert isinstance(optimizer, Arturo)
         assert optimizer.defaults == {"lr": 0.01, "weight_decay": 0.1, "maximize": True, "momentum": 0.0}
-        chosen = optimizer._options
+        chosen = optimizer.options
         assert (chosen.trust_region, chosen.noise, chosen.kl_rtol, chosen.temperature) == ("kl", "fixed", 1e-2, 0.5)
         assert chosen.state_dtype == torch.float64
         assert optimizer.diagnostics()["steps"] == 4

@@ -81,7 +81,7 @@ def test_split_over_reaches_the_optimizer(wrap, tmp_path):
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
         wrap(optimizer).split_over(distributed.group.WORLD)
-        assert optimizer._process_group is distributed.group.WORLD
+        assert optimizer.process_group is distributed.group.WORLD
     finally:
         distributed.destroy_process_group()
 

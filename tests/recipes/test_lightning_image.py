@@ -202,7 +202,7 @@ def test_arturo_gets_the_published_values(dataset, network):
         lr=lr,
         weight_decay=None,
     )
-    options, group = built._options, built.param_groups[0]
+    options, group = built.options, built.param_groups[0]
     found = (group["lr"], options.temperature, options.measurement_noise, options.process_noise, group["weight_decay"])
     assert found == TABLE[dataset, network]
     assert (options.init_variance, options.prior_precision, options.init_covariance) == (0.01, 0.0015, 5e-5)
