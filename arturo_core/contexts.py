@@ -41,3 +41,8 @@ def fake_mode_is_active() -> bool:
 def is_readable(tensor: Tensor) -> bool:
     """Whether the host can read a tensor without waiting for a device, or breaking a graph that is being compiled."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(tensor)
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is done on a device now is recorded in a graph instead, to be replayed without the host."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from arturo_core.contexts import fake_mode_is_active, lasting
+from arturo_core.contexts import fake_mode_is_active, is_capturing, lasting
 from arturo_core.distributed.sharding import matrices
 from arturo_core.numerics import wide_dtype
 
@@ -62,14 +62,19 @@ class Squares:
     """Σθ² of plain weights that a kernel works on: it finds it on its way, for the next step, if nobody changes them.
 
     What a kernel would find now is the same to the bit, so a run that is resumed goes on as if it had not been
-    interrupted.
+    interrupted. From the first step that a graph records on nothing is kept: a replay changes weights and no version.
     """
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Tensor, int, int, Tensor]] = {}
+        self._keeps = True
 
     def keep(self, params: Sequence[Tensor | None], squares: Tensor) -> None:
         """Σθ² of each parameter as it is now; None for what is no plain tensor."""
+        if not self._keeps or is_capturing(squares.device):
+            self._keeps = False
+            self._known.clear()
+            return
         for param, square in zip(params, squares.unbind(), strict=True):
             if param is not None:
                 self._known[id(param)] = (param, param._version, param.data_ptr(), square)
@@ -81,9 +86,13 @@ class Squares:
             params: those that a kernel works on in this step; None for what is no plain tensor.
             find: sums the squares of all of them anew, shape (params,).
         """
-        if not all(param is None or self._is_known(param) for param in params):
-            self.keep(params, find())
-        return {id(param): self._known[id(param)][3] for param in params if param is not None}
+        plain = [param for param in params if param is not None]
+        if all(map(self._is_known, plain)) and not any(is_capturing(device) for device in {p.device for p in plain}):
+            return {id(param): self._known[id(param)][3] for param in plain}
+        found = find()
+        self.keep(params, found)
+        known = zip(params, found.unbind(), strict=True)
+        return {id(param): square for param, square in known if param is not None}
 
     def _is_known(self, param: Tensor) -> bool:
         found = self._known.get(id(param))

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Where the Triton kernels' tensors lie, and how their numbers are read, rounded and written; see triton_kernels."""
+"""Where the Triton kernels' tensors lie, and how their numbers are read, rounded and written; see :mod:`.jit`."""
 
 from __future__ import annotations
 
