@@ -42,9 +42,9 @@ NARROW = [torch.bfloat16, torch.float16]
 @NEEDS_TRITON
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_the_kernels_equal_the_reference_under_the_interpreter() -> None:
-    """Those of this file and of the one on batches, in a process that chooses the interpreter before Triton comes."""
+    """Those of this file, on batches and on steps, in a process that chooses the interpreter before Triton comes."""
     here = Path(__file__).parent
-    files = [__file__, str(here / "test_triton_batches.py")]
+    files = [__file__, str(here / "test_triton_batches.py"), str(here / "test_triton_step.py")]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", *files]
     run = subprocess.run(
         command,
