@@ -80,10 +80,10 @@ def check_fused(params: Iterable[Tensor], options: Options) -> None:
     for param in params:
         found = _kernel(options, param.device)
         if found is None:
-            reason = why_not(options, param.device).rstrip(".")
+            where = "" if param.device.type == "cpu" else f" on {param.device}"
             raise ValueError(
-                f"Arturo: fused=True demands a kernel, and there is none on {param.device}: {reason}. Leave fused out: "
-                "then steps go another way there."
+                f"Arturo: fused=True demands a kernel, and there is none{where}: "
+                f"{why_not(options, param.device).rstrip('.')}. Leave fused out: then steps go another way."
             )
         if param.dtype.to_real() not in found.KINDS:
             kinds = ", ".join(map(str, found.KINDS))

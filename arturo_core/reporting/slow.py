@@ -20,7 +20,7 @@ _told: list[str] = []
 
 
 def notice(optimizer: Arturo) -> str | None:
-    """What to say if a kernel could take the steps of a large model, and is not there. The first weight's device counts."""
+    """What to say if a kernel could take the steps of a large model, and is not there, where its first weight is."""
     options = optimizer._options
     if _told or options.fused is not None or not select.suits(options):
         return None

@@ -249,6 +249,7 @@ def test_the_reason_names_the_interpreter_and_what_fails(monkeypatch: pytest.Mon
     monkeypatch.setattr(availability, "_reasons", {})
     assert "interpreter" in triton_kernel.why_not(torch.device("cpu"))
     monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "8.0" in triton_kernel.why_not(torch.device("cuda", 0))
