@@ -74,6 +74,11 @@ class Kernel:
     def table(self, sources: Sequence[Source]) -> Sequence[Source]:
         return sources
 
+    outline = table
+
+    def renewed(self, outline: Any, sources: Sequence[Source]) -> Sequence[Source]:
+        return sources
+
     def survey(self, sources: Sequence[Source], squares: bool = True) -> tuple[Tensor, Tensor]:
         return self._sums(sources, 1)[0, 0], self._sums(sources, 1)[:, 0]
 
@@ -108,7 +113,7 @@ def takes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
     if request.param == "kernel":
         kernel = Kernel()
         monkeypatch.setattr(triton, "available", lambda device: device.type == "meta")
-        for name in ("eligible", "table", "survey", "observe", "apply"):
+        for name in ("eligible", "table", "outline", "renewed", "survey", "observe", "apply"):
             monkeypatch.setattr(triton, name, getattr(kernel, name))
     return bool(request.param == "kernel")
 

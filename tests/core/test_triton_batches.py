@@ -20,6 +20,7 @@ from triton_problem import (
     gains,
     observe,
     on_device,
+    placed,
     same_bits,
     scalar,
     seeds,
@@ -134,6 +135,24 @@ def test_tables_are_kept_while_addresses_stay(device: str) -> None:
     written = tables.written(again.tolist(), again.device)
     assert torch.equal(written[: again.numel()], again)
     assert not written[again.numel() :].any()
+
+
+@on_device
+def test_a_batch_is_renewed_when_gradients_have_moved(device: str) -> None:
+    """It is the batch that would be made anew, also where their grain is another."""
+    given = sources(device)
+    batch = triton_kernel.table(given)
+    outline = triton_kernel.outline(batch)
+    assert not any(isinstance(part, Tensor) for part in outline)
+    for off in (False, True, False):
+        for source in given:
+            source.grad = placed(source.grad, device, off and source.grad.dim() != 4)
+        found, wanted = triton_kernel.renewed(outline, given), triton_kernel.table(given)
+        assert found.sources is given
+        assert (found.launches, found.numbers, found.device) == (wanted.launches, wanted.numbers, wanted.device)
+        assert torch.equal(found.table, wanted.table)
+        assert len(found.launches) == 2
+        assert sum(launch.high - launch.low for launch in found.launches if launch.aligned) == (1 if off else 5)
 
 
 @on_device

@@ -22,12 +22,25 @@ from torch import Tensor
 
 from arturo_core.kernels.triton import tables
 from arturo_core.kernels.triton.availability import OPTIONS, available, kernels, why_not
-from arturo_core.kernels.triton.tables import KINDS, Batch, Launch, on
+from arturo_core.kernels.triton.tables import KINDS, Batch, Launch, on, outline, renewed
 
 if TYPE_CHECKING:
     from arturo_core.step.chunks import Source
 
-__all__ = ["KINDS", "Batch", "Launch", "apply", "available", "eligible", "observe", "survey", "table", "why_not"]
+__all__ = [
+    "KINDS",
+    "Batch",
+    "Launch",
+    "apply",
+    "available",
+    "eligible",
+    "observe",
+    "outline",
+    "renewed",
+    "survey",
+    "table",
+    "why_not",
+]
 
 #: Programs whose sums are added up at a time.
 ADDED = 1024

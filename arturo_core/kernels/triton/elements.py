@@ -6,8 +6,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from arturo_core.kernels.triton import tables
+
 #: Numbers of a tensor in the table.
-ROW = tl.constexpr(9)
+ROW = tl.constexpr(tables.ROW)
 
 
 @triton.jit

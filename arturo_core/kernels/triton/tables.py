@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 #: Elements that a program works on at a time, and in all.
 BLOCK, SPAN = 512, 8192
 
+#: Numbers of a tensor in the table: addresses, elements, its first program, its place among the sources.
+ROW = 9
+
+#: Bytes that are read at once, if all addresses are multiples of them.
+GRAIN = 16
+
 #: Tables that are kept for the next step.
 KEPT = 64
 
@@ -54,16 +60,26 @@ class Batch:
         device: theirs.
         table: on the device.
         launches: that a pass takes.
+        numbers: what the table is made of.
     """
 
     sources: Sequence[Source]
     device: torch.device
     table: Tensor
     launches: Sequence[Launch]
+    numbers: Sequence[int] = ()
 
     @property
     def programs(self) -> int:
         return self.launches[-1].first + self.launches[-1].programs
+
+
+class Outline(NamedTuple):
+    """A batch without its tensors."""
+
+    device: torch.device
+    launches: Sequence[Launch]
+    numbers: Sequence[int]
 
 
 def batch_of(sources: Sequence[Source]) -> Batch:
@@ -73,7 +89,7 @@ def batch_of(sources: Sequence[Source]) -> Batch:
     for number, source in enumerate(sources):
         places = [source.theta.data_ptr(), source.grad.data_ptr(), *(held.data_ptr() for held in source.state)]
         dtypes = (KINDS[source.theta.dtype], KINDS[source.grad.dtype], KINDS[source.state[0].dtype])
-        aligned = not any(place % 16 for place in places)
+        aligned = not any(place % GRAIN for place in places)
         kinds.setdefault((*dtypes, aligned), []).append((number, places, source.theta.numel()))
     numbers: list[int] = []
     launches = []
@@ -85,7 +101,23 @@ def batch_of(sources: Sequence[Source]) -> Batch:
             first += -(-elements // SPAN)
         launches.append(Launch(*kind, low, low + len(members), begun, first - begun))
         low += len(members)
-    return Batch(sources, device, _table(numbers, device), launches)
+    return Batch(sources, device, _table(numbers, device), launches, numbers)
+
+
+def outline(batch: Batch) -> Outline:
+    """A batch without its tensors, to be :func:`renewed` in a later step."""
+    return Outline(batch.device, batch.launches, batch.numbers)
+
+
+def renewed(outline: Outline, sources: Sequence[Source]) -> Batch:
+    """The batch of the sources that an outline was made of, when only their gradients may have other memory."""
+    before, order = outline.numbers[1::ROW], outline.numbers[ROW - 1 :: ROW]
+    places = [sources[number].grad.data_ptr() for number in order]
+    if [place % GRAIN for place in places] != [place % GRAIN for place in before]:
+        return batch_of(sources)
+    numbers = list(outline.numbers)
+    numbers[1::ROW] = places
+    return Batch(sources, outline.device, _table(numbers, outline.device), outline.launches, numbers)
 
 
 #: The table of the last step for each set of parameters; by device, stream, and what begins the table.
