@@ -86,13 +86,14 @@ def test_training_is_that_of_the_eager_passes(
     expected_params, expected = built(device, dtype, {**options, "fused": False})
     params, optimizer = built(device, dtype, {**options, "fused": True if INTERPRETED else None})
     start = [param.detach().double().clone() for param in params]
-    for step in range(STEPS):
+    steps = STEPS if case == "rms" or not INTERPRETED else STEPS // 2
+    for step in range(steps):
         for which, one in ((params, optimizer), (expected_params, expected)):
             give(which, step)
             one.step()
-    assert sum(taken) == 5 * STEPS - 2, "every weight that has a gradient, in every step, and the twin's in none"
+    assert sum(taken) == 5 * steps - 2, "every weight that has a gradient, in every step, and the twin's in none"
     ours, theirs = optimizer.diagnostics(), expected.diagnostics()
-    assert (ours["steps"], ours["skipped_steps"]) == (theirs["steps"], theirs["skipped_steps"]) == (STEPS - 1, 1)
+    assert (ours["steps"], ours["skipped_steps"]) == (theirs["steps"], theirs["skipped_steps"]) == (steps - 1, 1)
     for key in ("eta", "kl", "kl_bound", "step_rms", "innovation_ratio"):
         assert ours[key] == pytest.approx(theirs[key], rel=1e-4), key
     for param, other, before in zip(params, expected_params, start, strict=True):
