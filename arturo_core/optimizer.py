@@ -91,9 +91,10 @@ class Arturo(Grouped):
         state_dtype: dtype of the state under narrower parameters: ``torch.float32`` or ``torch.float64``, or its name.
         maximize: ascend instead of descend.
         compile: run the passes through ``torch.compile`` (fewer passes over memory; the first step compiles).
-        fused: take steps by a compiled kernel: None where there is one, True to demand it, False to refuse it. There is
-            one for float32, bfloat16 and float16 weights on the CPU, "adaptive" noise and no prior, where the package
-            was installed with a C++ compiler at hand or from a wheel. Other parameters of the model go the other way.
+        fused: take steps by a kernel: None where there is one, True to demand it, False to refuse it. There is one for
+            float32, bfloat16 and float16 weights, "adaptive" noise and no prior: on the CPU where the package was
+            installed with a C++ compiler at hand or from a wheel, on an accelerator by Triton, which comes with torch.
+            Other parameters of the model go the other way.
         process_group: ranks over which the parameters are split (a group, or a mesh), for layouts whose parameters do
             not say so themselves (FSDP1, ``ZeroRedundancyOptimizer``, pipeline stages); sums are then taken over them.
             Plain parameters beside FSDP1's shards count once, and need the same gradients everywhere. Leave it None
@@ -157,9 +158,9 @@ class Arturo(Grouped):
         self._begin(options, process_group)
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, habits.MOMENTUM: habits.NO_MOMENTUM}
         check_group(defaults, options)
-        super().__init__(params, defaults)
         if fused:
-            select.check_fused((param for group in self.param_groups for param in group["params"]), options)
+            select.check_fused((), options)
+        super().__init__(params, defaults)
         check_caller((param for group in self.param_groups for param in group["params"]), process_group)
 
     @classmethod
@@ -306,7 +307,8 @@ class Arturo(Grouped):
             raise refusal
         if found.roster is None:
             self._roster = None
-            if roster.suits(self.param_groups, self.state, work, reduction, home):
+            # Replaying a graph changes weights, and nothing tells a roster of it.
+            if not self._squares.recorded and roster.suits(self.param_groups, self.state, work, reduction, home):
                 self._roster = roster.Roster(self.param_groups, self.state, moving, work, reduction, home, options)
         return loss
 

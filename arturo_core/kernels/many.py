@@ -6,7 +6,7 @@ prior; everything else stays with the passes over chunks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -22,9 +22,15 @@ if TYPE_CHECKING:
 class Kernel(Protocol):
     """Passes over many tensors at once; they take a table of sources. Sums are of each, shape (sources, …), float64.
 
-    An exception comes before the first write. ``seeds`` round a narrow state: a key, and the place of the first element
-    in its whole parameter, of each source; int64.
+    An exception comes before the first write. Scalars and sums are on the sources' device, and nothing waits for it.
+    ``seeds`` round a narrow state: a key, and the place of the first element in its whole parameter, of each source;
+    int64.
+
+    Attributes:
+        KINDS: dtypes of weights that it takes.
     """
+
+    KINDS: Mapping[torch.dtype, Any]
 
     def eligible(self, source: Source) -> bool:
         """Whether the kernel can work on it: dtypes, and one dense memory order for weights, gradient and state."""

@@ -8,14 +8,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from arturo_core.kernels import compiled, cpu, eager, reference
+from arturo_core.kernels import compiled, cpu, eager, reference, triton
 from arturo_core.kernels.many import Kernel
 from arturo_core.kernels.passes import Passes
 from arturo_core.options import Options
 
 #: Elements of a chunk: eager temporaries stay in the cache of two cores; compiled loops want fewer, longer calls;
-#: an accelerator takes whole tensors.
-CHUNK = {"eager": 1 << 18, "compiled": 1 << 20, "accelerator": 1 << 30}
+#: an accelerator wants calls that fill it, and temporaries beside which a model's memory is large.
+CHUNK = {"eager": 1 << 18, "compiled": 1 << 20, "accelerator": 1 << 24}
 
 
 def passes(options: Options) -> Passes:
@@ -30,9 +30,9 @@ def fallback() -> Passes:
 
 def kernel(options: Options, home: torch.device) -> Kernel | None:
     """The kernel that takes many tensors at once, if there is one for this step."""
-    if options.fused is False or why_not(options) or home.type != "cpu" or torch.compiler.is_compiling():
+    if options.fused is False or not suits(options) or torch.compiler.is_compiling():
         return None
-    return cast(Kernel, cpu)
+    return _kernel(options, home)
 
 
 def suits(options: Options) -> bool:
@@ -40,9 +40,21 @@ def suits(options: Options) -> bool:
     return not _refusal(options)
 
 
-def why_not(options: Options) -> str:
-    """Why no kernel can take the steps of these options; empty if one can."""
-    return _refusal(options) or ("" if cpu.available() else cpu.why_not())
+def why_not(options: Options, device: torch.device) -> str:
+    """Why no kernel can take the steps of these options on a device; empty if one can."""
+    if (reason := _refusal(options)) or _kernel(options, device) is not None:
+        return reason
+    return cpu.why_not() if device.type == "cpu" else triton.why_not(device)
+
+
+def _kernel(options: Options, device: torch.device) -> Kernel | None:
+    """The compiled one on a CPU, Triton's on an accelerator.
+
+    A CPU without the first takes the second if it is demanded and Triton's interpreter runs: so steps are tested.
+    """
+    if device.type == "cpu" and (cpu.available() or not options.fused):
+        return cast(Kernel, cpu) if cpu.available() else None
+    return cast(Kernel, triton) if triton.available(device) else None
 
 
 def _refusal(options: Options) -> str:
@@ -61,16 +73,23 @@ def check_fused(params: Iterable[Tensor], options: Options) -> None:
     """Refuse ``fused=True`` where there is no kernel.
 
     Raises:
-        ValueError, RuntimeError: with what works instead.
+        ValueError: with what works instead.
     """
-    if reason := why_not(options):
-        raise ValueError(f"Arturo: fused=True demands a kernel, and there is none: {reason.rstrip('.')}.")
+    if reason := _refusal(options):
+        raise ValueError(f"Arturo: fused=True demands a kernel, and there is none: {reason}.")
     for param in params:
-        if param.device.type != "cpu" or param.dtype not in cpu.KINDS:
-            kinds = ", ".join(map(str, cpu.KINDS))
+        found = _kernel(options, param.device)
+        if found is None:
+            where = "" if param.device.type == "cpu" else f" on {param.device}"
+            raise ValueError(
+                f"Arturo: fused=True demands a kernel, and there is none{where}: "
+                f"{why_not(options, param.device).rstrip('.')}. Leave fused out: then steps go another way."
+            )
+        if param.dtype.to_real() not in found.KINDS:
+            kinds = ", ".join(map(str, found.KINDS))
             raise ValueError(
                 f"Arturo: fused=True demands a kernel, and there is none for {param.dtype} on {param.device}: it takes "
-                f"{kinds} on the CPU. Leave fused out: then what it can take goes through it, and the rest does not."
+                f"{kinds}. Leave fused out: then what it can take goes through it, and the rest does not."
             )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from arturo_core.algorithm.compact import defers
+from arturo_core.contexts import brought
 from arturo_core.options import Options
 from arturo_core.storage.kinds import counted_in
 
@@ -70,18 +71,16 @@ class Scattered(NamedTuple):
         return torch.stack([values[source.group] for source in self.sources])
 
     def numbers(self) -> Tensor:
-        like = self.like.to(torch.int64)
-        return torch.stack([torch.full_like(like, source.number) for source in self.sources])
+        return brought([source.number for source in self.sources], self.like.device, torch.int64)
 
     def places(self) -> Tensor:
-        like = self.like.to(torch.int64)
-        found = (0 if isinstance(source.place, Tensor) else source.place for source in self.sources)
-        return torch.stack([torch.full_like(like, place) for place in found])
+        found = [0 if isinstance(source.place, Tensor) else source.place for source in self.sources]
+        return brought(found, self.like.device, torch.int64)
 
     def deferred(self, options: Options) -> Tensor | None:
         waits = [defers(source.theta.dtype, counted_in(source.state[0].dtype), options) for source in self.sources]
-        # Filled on the device: a copy from the host would wait for it, and no graph can capture it.
-        return None if all(waits) else torch.stack([torch.full_like(self.like, wait) for wait in waits])
+        now, later = torch.zeros_like(self.like), torch.ones_like(self.like)
+        return None if all(waits) else torch.stack([later if wait else now for wait in waits])
 
 
 class Flat(NamedTuple):

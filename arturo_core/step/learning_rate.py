@@ -116,7 +116,10 @@ def is_none(lr: Any) -> bool:
 
 
 def scalar(value: float | Tensor, device: torch.device) -> Tensor:
+    """A number as a tensor on a device: filled there, since the host would wait for a copy."""
     dtype = wide_dtype(device)
+    if isinstance(value, Tensor) and value.device != device and is_readable(value):
+        value = float(value)
     if isinstance(value, Tensor):
         return value.detach().reshape(()).to(device=device, dtype=dtype)
     return torch.full((), value, dtype=dtype, device=device)

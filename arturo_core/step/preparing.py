@@ -10,6 +10,7 @@ from torch import Tensor
 
 from arturo_core.distributed.refusals import check_gradient, check_layout, check_parameter
 from arturo_core.distributed.sharding import takes_part
+from arturo_core.kernels import select
 from arturo_core.names import name_of
 from arturo_core.options import Options, check_group, check_tensor_lr, check_tolerance
 from arturo_core.state import allocate, check_free, check_held, holds
@@ -71,8 +72,10 @@ def check_groups(groups: Groups, options: Options) -> None:
 
 
 def check_new(groups: Groups, param: Tensor, options: Options, process_group: Any) -> None:
-    """Refuse a parameter that cannot be trained, or whose sums could not follow its layout or the tolerance asked."""
+    """Refuse a parameter that cannot be trained as asked: its layout, a kernel demanded, the tolerance of sums."""
     check_parameter(param, name_of(groups, param))
     check_storage(param, name_of(groups, param), options)
     check_layout(param, process_group)
+    if options.fused:
+        select.check_fused([param], options)
     check_tolerance(options, arithmetic(param, options))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arturo_core.contexts import fake_mode_is_active, lasting
+from arturo_core.contexts import brought, fake_mode_is_active, is_capturing, lasting
 from arturo_core.distributed import flat
 from arturo_core.distributed.reductions import Reduction
 from arturo_core.numerics import wide_dtype
@@ -79,7 +79,7 @@ class Roster:
         self._chunks = list(zip([0, *ends], ends, [chunk.outline() for chunk in chunks], strict=False))
         with lasting():
             row = {group: index for index, group in enumerate(moving)}
-            rows = torch.tensor([row[group] for group in self._groups], device="cpu").to(home)
+            rows = brought([row[group] for group in self._groups], home, torch.int64)
             like = torch.zeros((), dtype=wide_dtype(home), device=home)
             apart = Scattered(sources, like)
             numbers, waits = apart.numbers(), apart.deferred(options)
@@ -157,9 +157,7 @@ def suits(
 
 def is_extraordinary(home: torch.device) -> bool:
     """Whether a step is traced, rehearsed or captured, or somebody has declared what flat vectors are made of."""
-    if torch.compiler.is_compiling() or fake_mode_is_active() or flat.is_any_declared():
-        return True
-    return home.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return torch.compiler.is_compiling() or fake_mode_is_active() or flat.is_any_declared() or is_capturing(home)
 
 
 def _names(held: Held, statistics: Sequence[Tensor]) -> list[str]:
@@ -187,7 +185,7 @@ def _sized(sources: Sequence[Source], group: int, home: torch.device) -> tuple[T
     """Which sources are matrices of a group, and their shapes."""
     own = [index for index, source in enumerate(sources) if source.group == group and source.theta.dim() > 1]
     shapes = tuple(weight_scale.shape_of(sources[index].theta) for index in own)
-    return torch.tensor(own, dtype=torch.int64, device="cpu").to(home), shapes
+    return brought(own, home, torch.int64), shapes
 
 
 def _marks(

@@ -19,13 +19,12 @@ thus ends as the largest does that asks for no more. Its warm-up ends sooner, an
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from arturo_core.contexts import fake_mode_is_active, lasting
+from arturo_core.contexts import brought, fake_mode_is_active, is_capturing, lasting
 from arturo_core.distributed.sharding import matrices
 from arturo_core.numerics import wide_dtype
 
@@ -37,6 +36,11 @@ INITIAL_SHARE = 0.1
 
 #: Elements of a part of a matrix, and the matrix's rows and columns.
 Shape = tuple[int, int, int]
+
+#: Sets of constants that are kept.
+KEPT = 64
+
+_kept: dict[tuple[tuple[Shape, ...], torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
 #: Elements of a norm: float32 sums of more lose digits, and differ with how weights are split.
 SLICE = 1 << 16
@@ -62,14 +66,20 @@ class Squares:
     """Σθ² of plain weights that a kernel works on: it finds it on its way, for the next step, if nobody changes them.
 
     What a kernel would find now is the same to the bit, so a run that is resumed goes on as if it had not been
-    interrupted.
+    interrupted. From the first step that a graph records on nothing is kept: a replay changes weights and no version.
     """
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Tensor, int, int, Tensor]] = {}
+        #: Whether a step of this optimizer has been recorded in a graph.
+        self.recorded = False
 
     def keep(self, params: Sequence[Tensor | None], squares: Tensor) -> None:
         """Σθ² of each parameter as it is now; None for what is no plain tensor."""
+        if self.recorded or is_capturing(squares.device):
+            self.recorded = True
+            self._known.clear()
+            return
         for param, square in zip(params, squares.unbind(), strict=True):
             if param is not None:
                 self._known[id(param)] = (param, param._version, param.data_ptr(), square)
@@ -81,9 +91,13 @@ class Squares:
             params: those that a kernel works on in this step; None for what is no plain tensor.
             find: sums the squares of all of them anew, shape (params,).
         """
-        if not all(param is None or self._is_known(param) for param in params):
-            self.keep(params, find())
-        return {id(param): self._known[id(param)][3] for param in params if param is not None}
+        plain = [param for param in params if param is not None]
+        if all(map(self._is_known, plain)) and not any(is_capturing(device) for device in {p.device for p in plain}):
+            return {id(param): self._known[id(param)][3] for param in plain}
+        found = find()
+        self.keep(params, found)
+        known = zip(params, found.unbind(), strict=True)
+        return {id(param): square for param, square in known if param is not None}
 
     def _is_known(self, param: Tensor) -> bool:
         found = self._known.get(id(param))
@@ -119,7 +133,7 @@ def sums(params: Sequence[Tensor], home: torch.device, known: Mapping[int, Tenso
 def carried_sums(squares: Tensor, shapes: tuple[Shape, ...], home: torch.device) -> Tensor:
     """:func:`sums` of matrices or parts of them whose Σθ² is known; shape (2,), wide, on ``home``."""
     squares = squares.to(home, wide_dtype(home))
-    spread, initial, count = _kept_constants(shapes, home)
+    spread, initial, count = _constants(shapes, home)
     terms = torch.stack([squares * spread + initial, count])
     return torch.where(torch.isfinite(squares), terms, 0.0).sum(dim=1)
 
@@ -143,17 +157,17 @@ def _slices(weight: Tensor) -> Sequence[Tensor]:
 
 
 def _constants(shapes: tuple[Shape, ...], home: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """1/min(m, n), elements × φ/(m n), and elements, of every part of a matrix."""
+    """1/min(m, n), elements × φ/(m n), and elements, of every part of a matrix. A device gets them once."""
+    lasts = not (torch.compiler.is_compiling() or fake_mode_is_active() or home.type == "meta")
+    known = _kept.get((shapes, home)) if lasts else None
+    if known is not None:
+        return known
     rows = [(1.0 / min(m, n), INITIAL_SHARE * elements / (m * n), float(elements)) for elements, m, n in shapes]
     with lasting():
-        spread, initial, count = torch.tensor(rows, dtype=wide_dtype(home), device="cpu").to(home).unbind(dim=1)
+        spread, initial, count = brought(rows, home, wide_dtype(home)).unbind(dim=1)
+    # Neither what holds no numbers (FakeTensorMode) nor a graph's memory is for later steps.
+    if lasts and not is_capturing(home):
+        if len(_kept) >= KEPT:
+            _kept.clear()
+        _kept[shapes, home] = spread, initial, count
     return spread, initial, count
-
-
-#: A device gets them once.
-_kept = functools.lru_cache(maxsize=64)(_constants)
-
-
-def _kept_constants(shapes: tuple[Shape, ...], home: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    # Under FakeTensorMode (memory estimates, export) tensors are made that no later step could use.
-    return (_constants if fake_mode_is_active() or home.type == "meta" else _kept)(shapes, home)

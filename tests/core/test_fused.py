@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from problems import MODES, assert_identical, build, gradients, snapshot, train,
 from torch.nn import Parameter
 
 from arturo_core import Arturo
-from arturo_core.kernels import cpu, select
+from arturo_core.kernels import cpu, select, triton
 from arturo_core.reporting import slow
 from arturo_core.reporting.advice import ArturoAdvice
 
@@ -134,6 +136,73 @@ def test_weights_that_have_no_kernel_are_refused() -> None:
         Arturo([Parameter(torch.ones(2, dtype=torch.float64))], fused=True)
     with pytest.raises(TypeError, match="fused='yes' must be True, False, or None"):
         Arturo([Parameter(torch.ones(2))], fused="yes")  # type: ignore[arg-type]
+
+
+def test_a_kernel_is_demanded_of_every_weight_that_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At construction, with a later group, and where a frozen weight is trained after all."""
+    monkeypatch.setattr(cpu, "available", lambda: True)
+    frozen = Parameter(torch.ones(2, dtype=torch.float64), requires_grad=False)
+    optimizer = Arturo([Parameter(torch.ones(2)), frozen], fused=True)
+    with pytest.raises(ValueError, match=r"there is none for torch\.float64 on cpu: it takes torch\.float32, "):
+        optimizer.add_param_group({"params": [Parameter(torch.ones(2, dtype=torch.float64))]})
+    assert len(optimizer.param_groups) == 1
+    with pytest.raises(ValueError, match=r"demands a kernel, and there is none on meta: .*'meta'.* Leave fused out"):
+        optimizer.add_param_group({"params": [Parameter(torch.ones(2, device="meta"))]})
+    frozen.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"demands a kernel, and there is none for torch\.float64"):
+        optimizer.step()
+    assert not optimizer.state
+    Arturo([Parameter(torch.ones(2, dtype=torch.complex64))], fused=True)
+
+
+@pytest.mark.parametrize("fused", [None, True, False])
+def test_the_device_chooses_the_kernel(fused: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one place, by where the scalars of a step live."""
+    options = dataclasses.replace(Arturo([Parameter(torch.ones(2))])._options, fused=fused)
+    devices = {name: torch.device(name) for name in ("cpu", "cuda:0", "mps", "meta")}
+
+    def chosen(compiled: bool, triton_on: str) -> dict[str, Any]:
+        monkeypatch.setattr(cpu, "available", lambda: compiled)
+        monkeypatch.setattr(triton, "available", lambda device: device.type in triton_on)
+        found = {name: select.kernel(options, device) for name, device in devices.items()}
+        return {name: kernel for name, kernel in found.items() if kernel is not None}
+
+    if fused is False:
+        assert chosen(True, "cuda") == {}
+        return
+    assert chosen(True, "cuda") == {"cpu": cpu, "cuda:0": triton}
+    assert chosen(True, "") == {"cpu": cpu}
+    assert chosen(False, "cuda") == {"cuda:0": triton}
+    # Triton's interpreter takes a CPU's tensors where that is demanded.
+    assert chosen(True, "cpu") == {"cpu": cpu}
+    assert chosen(False, "cpu") == ({"cpu": triton} if fused else {})
+    for other in ({"noise": "fixed"}, {"prior_precision": 0.1}, {"state_dtype": torch.float64}):
+        options = dataclasses.replace(Arturo([Parameter(torch.ones(2))], **other)._options, fused=fused)
+        assert chosen(True, "cuda") == {}
+
+
+def test_without_triton_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow, "_told", [])
+    monkeypatch.setattr(triton, "available", lambda device: False)
+    monkeypatch.setattr(triton, "why_not", lambda device: "Triton is not installed")
+
+    def said(kind: str, fused: bool | None = None, count: int = slow.MANY) -> str | None:
+        weight = SimpleNamespace(device=torch.device(kind), numel=lambda: count)
+        options = dataclasses.replace(Arturo([Parameter(torch.ones(2))])._options, fused=fused)
+        return slow.notice(SimpleNamespace(_options=options, param_groups=[{"params": [weight]}]))  # type: ignore[arg-type]
+
+    assert [said("mps"), said("cuda", False), said("cuda", count=slow.MANY - 1)] == [None] * 3
+    assert said("cuda") == (
+        "Arturo: steps take several times as long as with the Triton kernels: Triton is not installed. fused=False "
+        "keeps this quiet."
+    )
+    assert said("cuda") is None, "once in a process"
+
+
+def test_an_accelerator_takes_bounded_chunks() -> None:
+    """So that temporaries are small beside a model."""
+    options = Arturo([Parameter(torch.ones(2))])._options
+    assert select.chunk_size(options, torch.device("cuda")) == 1 << 24
 
 
 def test_without_the_library_steps_go_the_other_way_and_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

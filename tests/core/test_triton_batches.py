@@ -20,6 +20,7 @@ from triton_problem import (
     gains,
     observe,
     on_device,
+    placed,
     same_bits,
     scalar,
     seeds,
@@ -27,7 +28,8 @@ from triton_problem import (
 )
 from triton_problem import small_programs as small_programs
 
-from arturo_core.kernels import triton_passes
+from arturo_core.kernels import triton as triton_kernel
+from arturo_core.kernels.triton import availability, tables
 from arturo_core.step.chunks import Source
 
 
@@ -52,8 +54,8 @@ def test_nothing_depends_on_how_tensors_are_cut(
     first = 2**32 - 400
     keys = torch.tensor([[77, first]], device=device)
     one = observe(whole, [ORDINARY], seeds=keys)
-    monkeypatch.setattr(triton_passes, "BLOCK", 64)
-    monkeypatch.setattr(triton_passes, "SPAN", 192)
+    monkeypatch.setattr(tables, "BLOCK", 64)
+    monkeypatch.setattr(tables, "SPAN", 192)
     two = observe(cut, [ORDINARY] * 2, seeds=torch.tensor([[77, first], [77, first + 333]], device=device))
     apply(whole, 0.2)
     apply(cut, 0.2)
@@ -73,25 +75,25 @@ def test_a_tensor_may_have_more_than_two_to_the_31_elements(
     given = sources(device, torch.bfloat16, state=state, shapes=[(700,)])
     wanted = copied(given)
     scalars = gains([ORDINARY], device), scalar(1.0, device), scalar(0.1, device), scalar(LENGTH, device)
-    sums = triton_passes.observe(wanted, *scalars, False, torch.tensor([[77, far + 3]], device=device))
-    squares = triton_passes.apply(wanted, scalars[2], scalars[3], torch.tensor([[77, far + 3]], device=device))
+    sums = triton_kernel.observe(wanted, *scalars, False, torch.tensor([[77, far + 3]], device=device))
+    squares = triton_kernel.apply(wanted, scalars[2], scalars[3], torch.tensor([[77, far + 3]], device=device))
 
-    monkeypatch.setattr(triton_passes, "SPAN", 2**24)
+    monkeypatch.setattr(tables, "SPAN", 2**24)
     monkeypatch.setattr(
-        triton_passes,
+        triton_kernel,
         "_columns",
         lambda batch, columns: torch.zeros(columns, batch.programs, dtype=torch.float64, device=device),
     )
-    near = triton_passes.prepare(given)
+    near = triton_kernel.table(given)
     tensors = (given[0].theta, given[0].grad, *given[0].state)
     places = [tensor.data_ptr() - far * tensor.element_size() for tensor in tensors]
     table = torch.tensor([*places, far + 700, 0, 0], dtype=torch.int64, device=device)
     last = near.launches[0]._replace(first=far // 2**24, programs=1)
-    batch = triton_passes.Batch(given, near.device, table, [last])
+    batch = triton_kernel.Batch(given, near.device, table, [last])
     key = torch.tensor([[77, 3]], device=device)
-    torch.testing.assert_close(triton_passes.observe(batch, *scalars, False, key), sums, rtol=1e-6, atol=0.0)
-    torch.testing.assert_close(triton_passes.apply(batch, scalars[2], scalars[3], key), squares, rtol=1e-6, atol=0.0)
-    assert float(triton_passes.survey(batch)[0]) == 0.0
+    torch.testing.assert_close(triton_kernel.observe(batch, *scalars, False, key), sums, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(triton_kernel.apply(batch, scalars[2], scalars[3], key), squares, rtol=1e-6, atol=0.0)
+    assert float(triton_kernel.survey(batch)[0]) == 0.0
     assert same_bits(given, wanted)
 
 
@@ -106,12 +108,12 @@ def test_one_batch_holds_tensors_of_several_dtypes(device: str) -> None:
     given = [given[0], given[1], *sources(device, shapes=[(33,), (5, 5)], seed=9), given[2]]
     alone = copied(given)
     rows = [(0.1 * (number + 1), *ORDINARY[1:5], 0.0, 0.0) for number in range(len(given))]
-    batch = triton_passes.prepare(given)
-    assert triton_passes.prepare(batch) is batch
-    squares, sums = triton_passes.survey(batch)[1], observe(given, rows)
+    batch = triton_kernel.table(given)
+    assert triton_kernel.table(batch) is batch
+    squares, sums = triton_kernel.survey(batch)[1], observe(given, rows)
     after = apply(given, 0.1)
     for number, source in enumerate(alone):
-        assert float(triton_passes.survey([source])[1]) == float(squares[number])
+        assert float(triton_kernel.survey([source])[1]) == float(squares[number])
         assert torch.equal(observe([source], rows[number : number + 1])[0], sums[number])
         assert float(apply([source], 0.1)) == float(after[number])
     assert same_bits(given, alone)
@@ -120,19 +122,37 @@ def test_one_batch_holds_tensors_of_several_dtypes(device: str) -> None:
 @on_device
 def test_tables_are_kept_while_addresses_stay(device: str) -> None:
     given = sources(device)
-    launches = triton_passes.prepare(given).launches
+    launches = triton_kernel.table(given).launches
     assert [(launch.aligned, launch.high - launch.low) for launch in launches] == [(True, len(given) - 1), (False, 1)]
-    table = triton_passes.prepare(given).table
-    assert triton_passes.prepare(given).table is table
+    table = triton_kernel.table(given).table
+    assert triton_kernel.table(given).table is table
     other = copied(given)
-    assert triton_passes.prepare(other).table is not table
+    assert triton_kernel.table(other).table is not table
     given[2].grad = given[2].grad.clone()
-    again = triton_passes.prepare(given).table
+    again = triton_kernel.table(given).table
     assert again is not table
     assert sorted(again.view(-1, 9)[:, 8].tolist()) == list(range(len(given)))
-    written = triton_passes._written(again.tolist(), again.device)
+    written = tables.written(again.tolist(), again.device)
     assert torch.equal(written[: again.numel()], again)
     assert not written[again.numel() :].any()
+
+
+@on_device
+def test_a_batch_is_renewed_when_gradients_have_moved(device: str) -> None:
+    """It is the batch that would be made anew, also where their grain is another."""
+    given = sources(device)
+    batch = triton_kernel.table(given)
+    outline = triton_kernel.outline(batch)
+    assert not any(isinstance(part, Tensor) for part in outline)
+    for off in (False, True, False):
+        for source in given:
+            source.grad = placed(source.grad, device, off and source.grad.dim() != 4)
+        found, wanted = triton_kernel.renewed(outline, given), triton_kernel.table(given)
+        assert found.sources is given
+        assert (found.launches, found.numbers, found.device) == (wanted.launches, wanted.numbers, wanted.device)
+        assert torch.equal(found.table, wanted.table)
+        assert len(found.launches) == 2
+        assert sum(launch.high - launch.low for launch in found.launches if launch.aligned) == (1 if off else 5)
 
 
 @on_device
@@ -169,26 +189,26 @@ class Allocated(TorchDispatchMode):
 @on_device
 def test_a_step_needs_next_to_no_memory(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Below 1% of bfloat16 weights, with programs as large as a device's."""
-    monkeypatch.setattr(triton_passes, "SPAN", 8192)
+    monkeypatch.setattr(tables, "SPAN", 8192)
     if INTERPRETED:
-        monkeypatch.setattr(triton_passes, "BLOCK", 8192)  # quicker
+        monkeypatch.setattr(tables, "BLOCK", 8192)  # quicker
     given = sources(device, *[torch.bfloat16] * 3, shapes=[(200, 500), (500,)])
     keys = seeds(given, device)
     scalars = gains([ORDINARY] * len(given), device), scalar(1.0, device), scalar(0.1, device), scalar(LENGTH, device)
     with Allocated() as allocated:
-        batch = triton_passes.prepare(given)
-        triton_passes.survey(batch)
-        triton_passes.observe(batch, *scalars, False, keys)
-        triton_passes.apply(batch, scalars[2], scalars[3], keys)
+        batch = triton_kernel.table(given)
+        triton_kernel.survey(batch)
+        triton_kernel.observe(batch, *scalars, False, keys)
+        triton_kernel.apply(batch, scalars[2], scalars[3], keys)
     assert 0 < allocated.total < 0.01 * 2 * sum(source.theta.numel() for source in given)
 
 
 def test_eligible_are_dense_tensors_that_lie_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     given = sources("cpu")
-    monkeypatch.setattr(triton_passes, "available", lambda device: False)
-    assert not any(map(triton_passes.eligible, given))
-    monkeypatch.setattr(triton_passes, "available", lambda device: device.type == "cpu")
-    assert all(map(triton_passes.eligible, given))
+    monkeypatch.setattr(triton_kernel, "available", lambda device: False)
+    assert not any(map(triton_kernel.eligible, given))
+    monkeypatch.setattr(triton_kernel, "available", lambda device: device.type == "cpu")
+    assert all(map(triton_kernel.eligible, given))
 
     def made(**changes: Any) -> Source:
         source = copied(sources("cpu", shapes=[(6, 4)]))[0]
@@ -200,10 +220,10 @@ def test_eligible_are_dense_tensors_that_lie_alike(monkeypatch: pytest.MonkeyPat
         source = made()
         return Source(change(source.theta), change(source.grad), tuple(map(change, source.state)), {}, 0)
 
-    assert triton_passes.eligible(made(theta=Tensor.bfloat16, grad=Tensor.half))
-    assert triton_passes.eligible(made(state=lambda state: tuple(held.bfloat16() for held in state)))
-    assert triton_passes.eligible(each(lambda tensor: tensor.t().contiguous().t()))
-    assert triton_passes.eligible(each(lambda tensor: tensor.unsqueeze(1).transpose(0, 1)))
+    assert triton_kernel.eligible(made(theta=Tensor.bfloat16, grad=Tensor.half))
+    assert triton_kernel.eligible(made(state=lambda state: tuple(held.bfloat16() for held in state)))
+    assert triton_kernel.eligible(each(lambda tensor: tensor.t().contiguous().t()))
+    assert triton_kernel.eligible(each(lambda tensor: tensor.unsqueeze(1).transpose(0, 1)))
     refused = [
         made(theta=Tensor.double),
         made(grad=Tensor.double),
@@ -219,7 +239,7 @@ def test_eligible_are_dense_tensors_that_lie_alike(monkeypatch: pytest.MonkeyPat
         made(grad=lambda grad: torch.imag(torch.complex(grad, grad).conj())),
         made(grad=lambda grad: grad.to("meta")),
     ]
-    assert not any(map(triton_passes.eligible, refused))
+    assert not any(map(triton_kernel.eligible, refused))
 
 
 @on_device
@@ -230,38 +250,39 @@ def test_a_bfloat16_state_needs_seeds(device: str) -> None:
 
 @on_device
 def test_the_passes_are_available(device: str) -> None:
-    assert triton_passes.why_not(torch.device(device)) == ""
-    assert triton_passes.available(torch.device(device))
-    assert all(map(triton_passes.eligible, sources(device)))
+    assert triton_kernel.why_not(torch.device(device)) == ""
+    assert triton_kernel.available(torch.device(device))
+    assert all(map(triton_kernel.eligible, sources(device)))
 
 
 def test_other_devices_are_refused_with_a_reason() -> None:
-    assert "no Triton kernels for 'meta'" in triton_passes.why_not(torch.device("meta"))
+    assert "no Triton kernels for 'meta'" in triton_kernel.why_not(torch.device("meta"))
     if not INTERPRETED:
-        assert not triton_passes.available(torch.device("cpu"))
-        assert not any(map(triton_passes.eligible, sources("cpu")))
+        assert not triton_kernel.available(torch.device("cpu"))
+        assert not any(map(triton_kernel.eligible, sources("cpu")))
 
 
 @NEEDS_TRITON
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes tensors on the CPU")
 def test_the_reason_names_the_interpreter_and_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_passes, "_reasons", {})
-    assert "interpreter" in triton_passes.why_not(torch.device("cpu"))
+    monkeypatch.setattr(availability, "_reasons", {})
+    assert "interpreter" in triton_kernel.why_not(torch.device("cpu"))
     monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert "8.0" in triton_passes.why_not(torch.device("cuda", 0))
+    assert "8.0" in triton_kernel.why_not(torch.device("cuda", 0))
 
     def broken(device: torch.device) -> None:
         raise RuntimeError("\n  Failed to find C compiler.\nMore.")
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(triton_passes, "_load", broken)
-    assert "(Failed to find C compiler.)" in triton_passes.why_not(torch.device("cuda", 1))
+    monkeypatch.setattr(availability, "_load", broken)
+    assert "(Failed to find C compiler.)" in triton_kernel.why_not(torch.device("cuda", 1))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert "before a graph" in triton_passes.why_not(torch.device("cuda", 2))
+    assert "before a graph" in triton_kernel.why_not(torch.device("cuda", 2))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(triton_passes, "_load", lambda device: None)
+    monkeypatch.setattr(availability, "_load", lambda device: None)
     with FakeTensorMode():
-        assert "no numbers" in triton_passes.why_not(torch.device("cuda", 2))
-    assert triton_passes.available(torch.device("cuda", 2)), "what cannot be known then is asked again"
+        assert "no numbers" in triton_kernel.why_not(torch.device("cuda", 2))
+    assert triton_kernel.available(torch.device("cuda", 2)), "what cannot be known then is asked again"

@@ -29,7 +29,8 @@ from triton_problem import (
     sources,
 )
 
-from arturo_core.kernels import triton_passes
+from arturo_core.kernels import triton as triton_kernel
+from arturo_core.kernels.triton import availability, tables
 from arturo_core.step.chunks import Source
 
 compiled_only = pytest.mark.skipif(INTERPRETED, reason="the interpreter has no compiler")
@@ -75,7 +76,7 @@ def assembled(name: str, capability: int, constants: dict[str, Any]) -> str:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernels = triton_passes.kernels()
+    kernels = availability.kernels()
     kernel = getattr(kernels, name)
     given = {**ARGUMENTS, "values": ("i64",) * kernels.WRITTEN}
     names = kernel.arg_names
@@ -85,7 +86,7 @@ def assembled(name: str, capability: int, constants: dict[str, Any]) -> str:
         signature={name: given.get(name, "constexpr") for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
     )
-    found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=triton_passes.OPTIONS)
+    found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=availability.OPTIONS)
     assert found.asm["cubin"][:4] == b"\x7fELF"
     ptx: str = found.asm["ptx"]
     assert f".target sm_{capability}" in ptx
@@ -93,8 +94,8 @@ def assembled(name: str, capability: int, constants: dict[str, Any]) -> str:
 
 
 def constants(name: str, weights: str, grads: str, state: str, **more: Any) -> dict[str, Any]:
-    names = getattr(triton_passes.kernels(), name).arg_names
-    known = {"THETA": weights, "GRAD": grads, "STATE": state, "BLOCK": triton_passes.BLOCK, "SPAN": triton_passes.SPAN}
+    names = getattr(availability.kernels(), name).arg_names
+    known = {"THETA": weights, "GRAD": grads, "STATE": state, "BLOCK": tables.BLOCK, "SPAN": tables.SPAN}
     known |= {"ALIGNED": True, "SQUARES": True, "MAXIMIZE": True, "DECAY": True, **more}
     return {key: value for key, value in known.items() if key in names}
 
@@ -106,7 +107,7 @@ def constants(name: str, weights: str, grads: str, state: str, **more: Any) -> d
 def test_every_kernel_compiles_without_a_device(capability: int) -> None:
     """And moves 8 or 16 bytes at a time, without fused products and sums."""
     assembled("write", capability, {})
-    assembled("total", capability, {"BLOCK": triton_passes.ADDED, "SPAN": triton_passes.SPAN})
+    assembled("total", capability, {"BLOCK": triton_kernel.ADDED, "SPAN": tables.SPAN})
     # What is read and written widely: the gradient and four tensors of state; θ and u, and D where θ is narrow.
     for weights, grads, state in DTYPES:
         narrow = weights != "float32"
@@ -159,7 +160,7 @@ def test_launches_bind_their_arguments_and_compile_once(
         JITFunction, "run", lambda self, *given, **named: run(self, *given, **{**named, "warmup": True})
     )
     monkeypatch.setattr(driver, "_active", NoDriver())
-    made = {name: getattr(triton_passes.kernels(), name) for name in ("survey", "observe", "apply", "total", "write")}
+    made = {name: getattr(availability.kernels(), name) for name in ("survey", "observe", "apply", "total", "write")}
     for kernel in made.values():
         kernel.device_caches.clear()
         request.addfinalizer(kernel.device_caches.clear)
@@ -170,7 +171,7 @@ def test_launches_bind_their_arguments_and_compile_once(
             room = torch.ones(5, dtype=torch.float64)
             scalars.ok, scalars.factor = room[odd], room[2 + odd]
             scalars.step(given)
-        triton_passes._written(list(range(3 * len(given))), torch.device("cpu"))
+        tables.written(list(range(3 * len(given))), torch.device("cpu"))
     assert {name: len(kernel.device_caches[0][0]) for name, kernel in made.items()} == dict.fromkeys(made, 1)
 
 
@@ -184,11 +185,11 @@ class Scalars:
         self.seeds = seeds(given, device)
 
     def step(self, given: list[Source]) -> tuple[Tensor, ...]:
-        batch = triton_passes.prepare(given)
-        unusable, before = triton_passes.survey(batch)
+        batch = triton_kernel.table(given)
+        unusable, before = triton_kernel.survey(batch)
         ok = self.ok * (1.0 - unusable)
-        sums = triton_passes.observe(batch, self.gains, ok, self.decay, self.length, False, self.seeds)
-        after = triton_passes.apply(batch, self.factor * ok, self.length, self.seeds)
+        sums = triton_kernel.observe(batch, self.gains, ok, self.decay, self.length, False, self.seeds)
+        after = triton_kernel.apply(batch, self.factor * ok, self.length, self.seeds)
         return unusable, before, sums, after
 
 
@@ -211,7 +212,7 @@ def test_a_captured_step_is_the_step(device: str, weights: torch.dtype, state: t
     with torch.cuda.graph(graph):
         found = scalars.step(captured)
     assert same_bits(captured, eager), "a capture runs nothing"
-    triton_passes._tables.clear()
+    tables._tables.clear()
     gc.collect()
     generator = torch.Generator().manual_seed(8)
     for number, worst in enumerate((0.0, 0.0, torch.nan, 0.0)):

@@ -32,7 +32,8 @@ from triton_problem import (
 )
 from triton_problem import small_programs as small_programs
 
-from arturo_core.kernels import triton_passes
+from arturo_core.kernels import triton as triton_kernel
+from arturo_core.kernels.triton import tables
 from arturo_core.step.chunks import Source
 
 NARROW = [torch.bfloat16, torch.float16]
@@ -41,9 +42,9 @@ NARROW = [torch.bfloat16, torch.float16]
 @NEEDS_TRITON
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_the_kernels_equal_the_reference_under_the_interpreter() -> None:
-    """Those of this file and of the one on batches, in a process that chooses the interpreter before Triton comes."""
+    """Those of this file, on batches and on steps, in a process that chooses the interpreter before Triton comes."""
     here = Path(__file__).parent
-    files = [__file__, str(here / "test_triton_batches.py")]
+    files = [__file__, str(here / "test_triton_batches.py"), str(here / "test_triton_step.py")]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", *files]
     run = subprocess.run(
         command,
@@ -183,12 +184,12 @@ def test_what_has_seen_no_gradient_counts_as_many_elements_as_it_has(device: str
 def test_survey_finds_what_is_unusable(device: str, grads: torch.dtype) -> None:
     given = sources(device, gradients=grads)
     largest = 9.99999984306749e17  # of float32, below 1e18
-    found, squares = triton_passes.survey(given)
+    found, squares = triton_kernel.survey(given)
     assert found.dtype == squares.dtype == torch.float64
     assert float(found) == 0.0
     wanted = torch.stack([source.theta.cpu().double().square().sum() for source in given])
     torch.testing.assert_close(squares.cpu(), wanted, rtol=1e-6, atol=0.0)
-    without, _ = triton_passes.survey(given, squares=False)
+    without, _ = triton_kernel.survey(given, squares=False)
     assert float(without) == 0.0
     cases = [(torch.nan, 1.0), (torch.inf, 1.0), (-torch.inf, 1.0)]
     if grads != torch.float16:
@@ -199,7 +200,7 @@ def test_survey_finds_what_is_unusable(device: str, grads: torch.dtype) -> None:
         grad = given[number % len(given)].grad
         before = grad.clone()
         grad[(-1,) * grad.dim()] = value
-        assert float(triton_passes.survey(given)[0]) == unusable, value
+        assert float(triton_kernel.survey(given)[0]) == unusable, value
         grad.copy_(before)
 
 
@@ -273,8 +274,8 @@ def test_a_bfloat16_state_is_rounded_by_the_hash(device: str, weights: torch.dty
 @on_device
 def test_rounding_is_unbiased(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """u and σ between two numbers of bfloat16 become either, so often that their mean is right."""
-    monkeypatch.setattr(triton_passes, "BLOCK", 512)
-    monkeypatch.setattr(triton_passes, "SPAN", 8192)
+    monkeypatch.setattr(tables, "BLOCK", 512)
+    monkeypatch.setattr(tables, "SPAN", 8192)
     shape, step = (6000,), 2.0**-8
     held = [torch.full(shape, value) for value in (1.0, 1.0, 1.0, 0.0)]
     grad = torch.full(shape, 3.0)

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from arturo_core.algorithm.compact import DECAY_REACH, Gains, Kept
-from arturo_core.kernels import reference, triton_passes
+from arturo_core.kernels import reference
+from arturo_core.kernels import triton as triton_kernel
 from arturo_core.kernels.passes import GroupTerms
+from arturo_core.kernels.triton import tables
 from arturo_core.step.chunks import Source
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -191,12 +193,12 @@ def observe(
     device = str(given[0].theta.device)
     amount = None if decay is None else scalar(decay, device)
     one, unit = scalar(ok, device), scalar(length, device)
-    return triton_passes.observe(given, gains(rows, device), one, amount, unit, maximize, seeds)
+    return triton_kernel.observe(given, gains(rows, device), one, amount, unit, maximize, seeds)
 
 
 def apply(given: list[Source], factor: float, length: float = LENGTH, seeds: Tensor | None = None) -> Tensor:
     device = str(given[0].theta.device)
-    return triton_passes.apply(given, scalar(factor, device), scalar(length, device), seeds)
+    return triton_kernel.apply(given, scalar(factor, device), scalar(length, device), seeds)
 
 
 def check(given: list[Source], expected: Expected, roundings: float = 16.0) -> None:
@@ -215,6 +217,6 @@ def check_sums(found: Tensor, wanted: Tensor) -> None:
 def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks a program and several programs a tensor, although tensors are small."""
     if INTERPRETED:
-        monkeypatch.setattr(triton_passes, "BLOCK", 128)
-        monkeypatch.setattr(triton_passes, "SPAN", 256)
-        monkeypatch.setattr(triton_passes, "ADDED", 8)
+        monkeypatch.setattr(tables, "BLOCK", 128)
+        monkeypatch.setattr(tables, "SPAN", 256)
+        monkeypatch.setattr(triton_kernel, "ADDED", 8)

@@ -13,7 +13,7 @@ import torch
 from limits import no_hang
 
 from recipes import finetune_causal_lm, finetune_text, hub, lightning_image
-from recipes.benchmarks import step_cost
+from recipes.benchmarks import gpu, step_cost
 from recipes.benchmarks.quality import __main__ as quality
 from recipes.benchmarks.scaling import __main__ as scaling
 
@@ -75,6 +75,7 @@ NUMBERS = {
         "--threads": NOT_COUNTS,
     },
     step_cost: {"--rounds": NOT_COUNTS, "--threads": NOT_COUNTS},
+    gpu: {"--rounds": NOT_COUNTS},
     scaling: {"--ranks": NOT_COUNTS, "--set": ["mfu=nan", "mfu=0", "mfu=-1", "mfu", "gpus_per_node=0.5"]},
     quality: {
         "--jobs": NOT_COUNTS,
@@ -233,6 +234,9 @@ def test_numbers_that_no_run_can_use(recipe, option, said):
         (step_cost, ["--optimizers", "Artur"], "did you mean Arturo?"),
         (step_cost, ["--optimizers", ","], "at least one entry"),
         (step_cost, ["--json", "/dev/null/a.json", "--rounds", "2"], "--json /dev/null cannot be written to"),
+        (gpu, ["--sets", "110m"], "did you mean 110M?"),
+        (gpu, ["--optimizers", ","], "at least one entry"),
+        (gpu, ["--rounds", "1"], "--rounds must be at least 2"),
         (step_cost, ["--rounds", "1"], "--rounds must be at least 2"),
         (scaling, ["--set", "mffu=1"], "mffu is none of the assumptions"),
         (scaling, ["--records", "/dev/zero"], "/dev/zero is no file to read"),

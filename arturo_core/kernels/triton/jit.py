@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The Triton kernels of the default form; imported only where Triton is there (:mod:`.triton_passes` launches them).
+"""The Triton kernels of the default form; imported only where Triton is there (the package launches them).
 
 A launch covers many tensors. Its programs, one for each ``SPAN`` elements of a tensor, find their tensor in a table of
 int64 numbers, ROW for each: the addresses of θ, the gradient, u, σ, s and D, the number of elements, the number
@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from arturo_core.algorithm import compact
-from arturo_core.kernels.triton_storage import (
+from arturo_core.kernels.triton.elements import (
     ROW,
     displaced,
     nearest,

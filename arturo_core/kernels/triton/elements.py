@@ -1,13 +1,15 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Where the Triton kernels' tensors lie, and how their numbers are read, rounded and written; see triton_kernels."""
+"""Where the Triton kernels' tensors lie, and how their numbers are read, rounded and written; see :mod:`.jit`."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from arturo_core.kernels.triton import tables
+
 #: Numbers of a tensor in the table.
-ROW = tl.constexpr(9)
+ROW = tl.constexpr(tables.ROW)
 
 
 @triton.jit
