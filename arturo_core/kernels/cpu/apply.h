@@ -2,14 +2,34 @@
 
 namespace {
 
-template <class T> inline F stepped(const float *theta, const T *direction, const Move &by) {
-    return multiply_add(load(direction), splat(-by.step), load(theta));
+template <class D> inline F stepped(const float *theta, const D &direction, int i, const Move &by) {
+    return multiply_add(load(direction, i), splat(-by.step), load(theta + i));
 }
 
+// The last elements of a block, fewer than a vector; codes have none.
+template <class T>
+inline void step_rest(float *theta, const T *direction, int count, const Move &by, Sums<1> &sums) {
+    float weights[WIDTH] = {};
+    T buffer[WIDTH] = {};
+    memcpy(weights, theta, count * sizeof(float));
+    memcpy(buffer, direction, count * sizeof(T));
+    // The square of what is not there is zero.
+    const F moved = stepped(weights, (const T *)buffer, 0, by);
+    sums.add(0, moved * moved);
+    store(weights, moved);
+    memcpy(theta, weights, count * sizeof(float));
+}
+inline void step_rest(float *, const Signed &, int, const Move &, Sums<1> &) {}
+
+inline const float *from(const float *direction, int64_t i) { return direction + i; }
+inline const uint16_t *from(const uint16_t *direction, int64_t i) { return direction + i; }
+inline Signed from(const Signed &direction, int64_t i) { return direction.at(i); }
+
 // Weights of float32: the re-centring waits for the next step.
-template <class T> void apply_wide(const Source &source, const Block &block, const Move &by, double *out) {
+template <class D>
+void apply_wide(const Source &source, const D &directions, const Block &block, const Move &by, double *out) {
     float *theta = (float *)source.theta + block.start;
-    const T *direction = (const T *)source.direction + block.start;
+    const auto direction = from(directions, block.start);
     Sums<1> sums;
     int i = 0;
     while (i + WIDTH <= block.count) {
@@ -17,24 +37,13 @@ template <class T> void apply_wide(const Source &source, const Block &block, con
         for (int end = i + TILE; i < end && i + WIDTH <= block.count; i += WIDTH) {
             ask(theta, i);
             ask(direction, i);
-            const F moved = stepped(theta + i, direction + i, by);
+            const F moved = stepped(theta, direction, i, by);
             store(theta + i, moved);
             lanes = multiply_add(moved, moved, lanes);
         }
         sums.add(0, lanes);
     }
-    for (; i < block.count; i += WIDTH) {
-        const int count = block.count - i < WIDTH ? block.count - i : WIDTH;
-        float weights[WIDTH] = {};
-        T buffer[WIDTH] = {};
-        memcpy(weights, theta + i, count * sizeof(float));
-        memcpy(buffer, direction + i, count * sizeof(T));
-        // The square of what is not there is zero.
-        const F moved = stepped(weights, buffer, by);
-        sums.add(0, moved * moved);
-        store(weights, moved);
-        memcpy(theta + i, weights, count * sizeof(float));
-    }
+    if (i < block.count) step_rest(theta + i, from(direction, i), block.count - i, by, sums);
     out[0] = sums.total(0);
     if (!(out[0] > 1e-24 && out[0] < 1e38)) out[0] = squared(source, FLOAT32, block);
 }
@@ -52,46 +61,85 @@ template <class T> inline void recentre_vector(
     store(displacement, d);
 }
 
-// Narrow weights: what counts is the displacement that rounding leaves.
-template <class T> void apply_narrow(
-    const Source &source, Kinds kinds, const Block &block, const Move &by, double *out
+// Narrow weights: what counts is the displacement that rounding leaves. `deltas` in: those asked for; then as left.
+template <class T>
+inline void recentre(const Kept<T> &state, const float *deltas, const Move &by, uint32_t low, uint32_t salt, int count) {
+    int i = 0;
+    for (; i + WIDTH <= count; i += WIDTH)
+        recentre_vector(deltas + i, state.direction + i, state.displacement + i, by, low + i, salt);
+    const int left = count - i;
+    T u[WIDTH] = {}, d[WIDTH] = {};
+    memcpy(u, state.direction + i, left * sizeof(T));
+    memcpy(d, state.displacement + i, left * sizeof(T));
+    recentre_vector(deltas + i, u, d, by, low + i, salt);
+    memcpy(state.direction + i, u, left * sizeof(T));
+    memcpy(state.displacement + i, d, left * sizeof(T));
+}
+
+inline void recentre(const Coded &state, const float *deltas, const Move &by, uint32_t low, uint32_t salt, int count) {
+    float directions[SCALED], displacements[SCALED];
+    int32_t random[SCALED];
+    for (int i = 0; i < count; i += SCALED) {
+        for (int j = 0; j < SCALED; j += WIDTH) {
+            const F moved = load(deltas + i + j);
+            store(directions + j, multiply_add(moved, splat(by.per_length), load(state.direction, i + j)));
+            store(displacements + j, load(state.displacement, i + j) + moved);
+            store(random + j, random_bits(low + i + j, salt));
+        }
+        encode(directions, state.direction.at(i), random, 0, [](int, F, F) {});
+        encode(displacements, state.displacement.at(i), random, 8, [](int, F, F) {});
+    }
+}
+
+// The displacements that are asked for, of whole vectors and what is left.
+template <class T> inline void ask_for(const Kept<T> &state, float *deltas, float step, int count) {
+    int i = 0;
+    for (; i + WIDTH <= count; i += WIDTH) {
+        ask(state.direction, i);
+        ask(state.displacement, i);
+        store(deltas + i, load(state.direction + i) * splat(-step));
+    }
+    T u[WIDTH] = {};
+    memcpy(u, state.direction + i, (count - i) * sizeof(T));
+    store(deltas + i, load(u) * splat(-step));
+}
+inline void ask_for(const Coded &state, float *deltas, float step, int count) {
+    for (int i = 0; i < count; i += WIDTH) {
+        ask(state.direction, i);
+        ask(state.displacement, i);
+        store(deltas + i, load(state.direction, i) * splat(-step));
+    }
+}
+
+template <class State>
+void apply_narrow(
+    const Source &source, const State &all, Kinds kinds, const Block &block, const Move &by, double *out
 ) {
     float buffer[TILE + WIDTH], deltas[TILE + WIDTH] = {};
     for (int at = 0, count; at < block.count; at += count) {
         const int64_t start = block.start + at;
         const uint64_t index = by.first + (uint64_t)start;
-        const uint32_t low = (uint32_t)index, salt = by.key ^ (uint32_t)(index >> 32);
         count = until_carry(index, block.count - at);
-        T *direction = (T *)source.direction + start, *displacement = (T *)source.displacement + start;
+        const State state = all.at(start);
         const float *before = as_float(source.theta, kinds.theta, start, buffer, count);
-        int i = 0;
-        for (; i + WIDTH <= count; i += WIDTH) {
-            ask(direction, i);
-            ask(displacement, i);
-            store(deltas + i, load(direction + i) * splat(-by.step));
-        }
-        const int left = count - i;
-        T u[WIDTH] = {}, d[WIDTH] = {};
-        memcpy(u, direction + i, left * sizeof(T));
-        memcpy(d, displacement + i, left * sizeof(T));
-        store(deltas + i, load(u) * splat(-by.step));
+        ask_for(state, deltas, by.step, count);
         displace(source.theta, kinds.theta, start, before, deltas, count);
-        for (i = 0; i + WIDTH <= count; i += WIDTH)
-            recentre_vector(deltas + i, direction + i, displacement + i, by, low + i, salt);
-        recentre_vector(deltas + i, u, d, by, low + i, salt);
-        memcpy(direction + i, u, left * sizeof(T));
-        memcpy(displacement + i, d, left * sizeof(T));
+        recentre(state, deltas, by, (uint32_t)index, by.key ^ (uint32_t)(index >> 32), count);
     }
     out[0] = squared(source, kinds.theta, block);
 }
 
 void apply(const Source &source, Kinds kinds, const Block &block, const Move &by, double *out) {
-    if (kinds.theta == FLOAT32)
-        kinds.state == FLOAT32 ? apply_wide<float>(source, block, by, out)
-                               : apply_wide<uint16_t>(source, block, by, out);
+    const bool wide = kinds.theta == FLOAT32;
+    if (kinds.state == FLOAT32)
+        wide ? apply_wide(source, (const float *)source.direction, block, by, out)
+             : apply_narrow(source, kept<float>(source), kinds, block, by, out);
+    else if (kinds.state == BFLOAT16)
+        wide ? apply_wide(source, (const uint16_t *)source.direction, block, by, out)
+             : apply_narrow(source, kept<uint16_t>(source), kinds, block, by, out);
     else
-        kinds.state == FLOAT32 ? apply_narrow<float>(source, kinds, block, by, out)
-                               : apply_narrow<uint16_t>(source, kinds, block, by, out);
+        wide ? apply_wide(source, coded(source).direction, block, by, out)
+             : apply_narrow(source, coded(source), kinds, block, by, out);
 }
 
 }  // namespace

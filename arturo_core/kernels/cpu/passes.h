@@ -8,6 +8,8 @@
 
 #include "numbers.h"
 
+#include "codes.h"
+
 #include "survey.h"
 
 #include "observe.h"

@@ -1,5 +1,4 @@
-// Vectors of numbers and their operations, in terms of those that the including file defines (see plain.cpp); rounding,
-// narrow types and sums.
+// Vectors of numbers and their operations, in terms of those that the including file defines (see plain.cpp); sums.
 
 #include <cstring>
 
@@ -59,9 +58,16 @@ template <class A> inline Pair<A> maximum(Pair<A> bound, Pair<A> x) {
     return {maximum(bound.low, x.low), maximum(bound.high, x.high)};
 }
 template <class A> inline Pair<A> root(Pair<A> x) { return {root(x.low), root(x.high)}; }
-template <class A> inline Pair<A> ratio(Pair<A> x, Pair<A> y) {
-    return {ratio(x.low, y.low), ratio(x.high, y.high)};
+template <class A> inline Pair<A> inverse(Pair<A> x) { return {inverse(x.low), inverse(x.high)}; }
+template <class A> inline Pair<A> rounded_down(Pair<A> x) { return {rounded_down(x.low), rounded_down(x.high)}; }
+template <class A> inline auto whole(Pair<A> x) { return Pair<decltype(whole(x.low))>{whole(x.low), whole(x.high)}; }
+template <class A> inline auto number(Pair<A> x) {
+    return Pair<decltype(number(x.low))>{number(x.low), number(x.high)};
 }
+template <class A> inline auto power_of_codes(Pair<A> x) {
+    return Pair<decltype(power_of_codes(x.low))>{power_of_codes(x.low), power_of_codes(x.high)};
+}
+template <class A> inline float largest(Pair<A> x) { return largest(maximum(x.low, x.high)); }
 
 // The bits of numbers, and back.
 inline VI bits(V x) { return (VI)x; }
@@ -79,6 +85,8 @@ template <class A, class X> inline void fill(Pair<A> &v, X x) {
 }
 inline void read(V &v, const float *from) { memcpy(&v, from, sizeof v); }
 inline void write(float *to, V v) { memcpy(to, &v, sizeof v); }
+inline void read(VI &v, const int32_t *from) { memcpy(&v, from, sizeof v); }
+inline void write(int32_t *to, VI v) { memcpy(to, &v, sizeof v); }
 template <class A, class T> inline void read(Pair<A> &v, const T *from) {
     read(v.low, from);
     read(v.high, from + sizeof(A) / 4);
@@ -127,7 +135,15 @@ template <class T> inline F load(const T *from) {
     read(v, from);
     return v;
 }
+template <class T> inline F load(const T *from, int i) { return load(from + i); }
+template <class T> inline I load_bits(const T *from) {
+    I v;
+    read(v, from);
+    return v;
+}
 template <class T> inline void store(T *to, F v) { write(to, v); }
+inline void store(int32_t *to, I v) { write(to, v); }
+inline void store(int8_t *to, I v) { write(to, v); }
 
 inline F magnitude(F x) { return real(bits(x) & splat_bits(0x7fffffffu)); }
 inline F unless_negligible(F x) { return real(bits(x) & (magnitude(x) > splat(NEGLIGIBLE))); }
