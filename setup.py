@@ -85,7 +85,7 @@ if sys.platform == "darwin":
     os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
 
 FILES = ["library.cpp", "plain.cpp", "avx2.cpp", "avx512.cpp"]
-HEADERS = ["path", "passes", "vectors", "numbers", "powers", "codes", "survey", "observe", "apply"]
+HEADERS = ["path", "passes", "vectors", "numbers", "powers", "codes", "survey", "observe", "observe_codes", "apply"]
 
 setup(
     ext_modules=[

@@ -24,11 +24,8 @@ inline V maximum(V bound, V x) { return (V)_mm256_max_ps((__m256)bound, (__m256)
 
 inline V root(V x) { return (V)_mm256_sqrt_ps((__m256)x); }
 
-// 1/x of x between 1e-36 and 1e36, from twelve bits by one step of Newton's iteration.
-inline V inverse(V x) {
-    const V guess = (V)_mm256_rcp_ps((__m256)x);
-    return multiply_add(guess, multiply_add(-x, guess, 1.0f - V{}), guess);
-}
+// a/b of a b between 1e-30 and 1e30.
+inline V ratio(V a, V b) { return a / b; }
 
 inline VI whole(V x) { return (VI)_mm256_cvttps_epi32((__m256)x); }
 inline V number(VI x) { return (V)_mm256_cvtepi32_ps((__m256i)x); }

@@ -28,10 +28,10 @@ inline V root(V x) {
     return multiply_add(near, multiply_add(-near, guess * 0.5f, 0.5f - V{}), near);
 }
 
-// 1/x of x between 1e-36 and 1e36.
-inline V inverse(V x) {
-    const V guess = (V)_mm512_rcp14_ps((__m512)x);
-    return multiply_add(guess, multiply_add(-x, guess, 1.0f - V{}), guess);
+// a/b of a b between 1e-30 and 1e30.
+inline V ratio(V a, V b) {
+    const V guess = (V)_mm512_rcp14_ps((__m512)b);
+    return a * multiply_add(guess, multiply_add(-b, guess, 1.0f - V{}), guess);
 }
 
 inline VI whole(V x) { return (VI)_mm512_cvttps_epi32((__m512)x); }

@@ -14,4 +14,6 @@
 
 #include "observe.h"
 
+#include "observe_codes.h"
+
 #include "apply.h"

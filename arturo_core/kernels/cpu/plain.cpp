@@ -33,8 +33,8 @@ inline V root(V x) {
     return x;
 }
 
-// 1/x of x between 1e-36 and 1e36.
-inline V inverse(V x) { return (1.0f - V{}) / x; }
+// a/b of a b between 1e-30 and 1e30.
+inline V ratio(V a, V b) { return a / b; }
 
 inline VI whole(V x) { return __builtin_convertvector(x, VI); }
 inline V number(VI x) { return __builtin_convertvector(x, V); }

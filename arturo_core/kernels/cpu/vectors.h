@@ -58,7 +58,9 @@ template <class A> inline Pair<A> maximum(Pair<A> bound, Pair<A> x) {
     return {maximum(bound.low, x.low), maximum(bound.high, x.high)};
 }
 template <class A> inline Pair<A> root(Pair<A> x) { return {root(x.low), root(x.high)}; }
-template <class A> inline Pair<A> inverse(Pair<A> x) { return {inverse(x.low), inverse(x.high)}; }
+template <class A> inline Pair<A> ratio(Pair<A> x, Pair<A> y) {
+    return {ratio(x.low, y.low), ratio(x.high, y.high)};
+}
 template <class A> inline Pair<A> rounded_down(Pair<A> x) { return {rounded_down(x.low), rounded_down(x.high)}; }
 template <class A> inline auto whole(Pair<A> x) { return Pair<decltype(whole(x.low))>{whole(x.low), whole(x.high)}; }
 template <class A> inline auto number(Pair<A> x) {
