@@ -85,13 +85,14 @@ if sys.platform == "darwin":
     os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
 
 FILES = ["library.cpp", "plain.cpp", "avx2.cpp", "avx512.cpp"]
+HEADERS = ["path", "passes", "vectors", "numbers", "powers", "codes", "survey", "observe", "observe_codes", "apply"]
 
 setup(
     ext_modules=[
         Extension(
             "arturo_core.kernels.cpu.library",
             sources=[f"{FOLDER}/{name}" for name in FILES],
-            depends=[f"{FOLDER}/path.h", f"{FOLDER}/passes.h", f"{FOLDER}/vectors.h"],
+            depends=[f"{FOLDER}/{name}.h" for name in HEADERS],
             language="c++",
             optional=True,
         )

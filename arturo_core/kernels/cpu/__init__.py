@@ -16,6 +16,7 @@ from torch.autograd.graph import increment_version
 from arturo_core.kernels.cpu.library import available, level, loaded, why_not
 from arturo_core.kernels.cpu.tables import KINDS, Table, outline, renewed, table
 from arturo_core.step.chunks import Source
+from arturo_core.storage.codes import BLOCK, log_values, signed_values
 
 __all__ = [
     "KINDS",
@@ -34,18 +35,29 @@ __all__ = [
 #: Columns of gains: k, α, v, p, level, f0, f0ℓ0. Columns of what is observed: Σu²sσℓ, Σsσ, Σσ, Σe²/S, Σu²ℓ².
 GAINS, SUMS = 7, 5
 
-_STATE = (torch.float32, torch.bfloat16)
+_WIDE, _NARROW, _CODES = torch.float32, torch.bfloat16, torch.int8
 _PLAIN = (Tensor, torch.nn.Parameter)
+
+_REASONS = {
+    1: "a tensor has no memory",
+    2: "there is no memory left",
+    3: f"the first element of a state in 8 bits is amid {BLOCK} that share a scale",
+}
 
 
 def eligible(source: Source) -> bool:
     """Whether these functions can work on a parameter: element types, plain CPU memory, one dense order of elements."""
     theta, grad, state = source.theta, source.grad, source.state
-    if len(state) != 4 or theta.dtype not in KINDS or grad.dtype not in KINDS:
+    if len(state) not in (4, 6) or theta.dtype not in KINDS or grad.dtype not in KINDS:
         return False
-    first, second, third, fourth = state
+    first, second, third, fourth = state[:4]
     kind = first.dtype
-    if kind not in _STATE or second.dtype is not kind or third.dtype is not kind or fourth.dtype is not kind:
+    if kind is _CODES:
+        if not _coded(source):
+            return False
+    elif kind not in (_WIDE, _NARROW) or second.dtype is not kind or len(state) != 4:
+        return False
+    if third.dtype is not kind or fourth.dtype is not kind:
         return False
     # What the state is, its owner has made; weights and gradients come from anywhere.
     if type(theta) not in _PLAIN or type(grad) not in _PLAIN or theta.is_neg() or grad.is_neg():
@@ -58,7 +70,19 @@ def eligible(source: Source) -> bool:
     contiguous = theta.is_contiguous() and grad.is_contiguous() and first.is_contiguous()
     if contiguous and second.is_contiguous() and third.is_contiguous() and fourth.is_contiguous():
         return True
-    return _alike((theta, grad, *state))
+    # Scales are those of elements in a row, whatever the order in memory.
+    return kind is not _CODES and _alike((theta, grad, *state))
+
+
+def _coded(source: Source) -> bool:
+    """Whether deviations and scales are such as belong to a state in 8 bits."""
+    state, count = source.state, source.theta.numel()
+    if len(state) != 6 or count % BLOCK or state[1].dtype is not _NARROW:
+        return False
+    return all(
+        one.dtype is _NARROW and one.is_cpu and one.numel() * BLOCK == count and one.is_contiguous()
+        for one in state[4:]
+    )
 
 
 def _alike(tensors: Sequence[Tensor]) -> bool:
@@ -107,8 +131,8 @@ def observe(
         decay: lr × weight decay.
         length: ℓ.
         maximize: whether gradients are those of an objective to maximise.
-        seeds: for a bfloat16 state, int64 (sources, 2): a 32-bit key and the global index of the first element, see
-            :mod:`arturo_core.storage.random_bits`.
+        seeds: for a state in bfloat16 or 8 bits, int64 (sources, 2): a 32-bit key and the global index of the first
+            element, see :mod:`arturo_core.storage.random_bits`. With 8 bits that is the first of a scale.
 
     Returns:
         One row a source, float64, of what is kept: Σu²sσℓ, Σsσ, Σσ, Σe²/S, Σu²ℓ².
@@ -143,7 +167,7 @@ def apply(sources: Sequence[Source] | Table, factor: Tensor, length: Tensor, see
         sources: all :func:`eligible`.
         factor: f; with 0 nothing is written.
         length: ℓ.
-        seeds: those of :func:`observe`, for a bfloat16 state under narrow weights.
+        seeds: those of :func:`observe`, for a state in bfloat16 or 8 bits under narrow weights.
 
     Returns:
         Σθ² of each source after the step, float64.
@@ -176,12 +200,20 @@ def _kept_sums(sources: Sequence[Source], length: float) -> Tensor:
     """What :func:`observe` returns where it is told to write nothing."""
     rows = []
     for source in sources:
-        direction, deviation, curvature, _ = (tensor.float() for tensor in source.state)
+        direction, deviation, curvature = _kept(source.state)
         stiffness = curvature * deviation
         newton = direction * length
         terms = (newton * (direction * stiffness), stiffness, deviation, torch.zeros_like(newton), newton * newton)
         rows.append(torch.stack([term.sum(dtype=torch.float64) for term in terms]))
     return torch.stack(rows) if rows else torch.empty(0, SUMS, dtype=torch.float64, device="cpu")
+
+
+def _kept(state: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """u, σ and s, float32."""
+    first, deviation, third = state[0].flatten(), state[1].flatten().float(), state[2].flatten()
+    if first.dtype is _CODES:
+        return signed_values(first, state[4].flatten()), deviation, log_values(third)
+    return first.float(), deviation, third.float()
 
 
 def _matrix(given: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -193,13 +225,13 @@ def _matrix(given: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor
 def _seeds(tables: Table, seeds: Tensor | None) -> Tensor | None:
     if seeds is not None:
         return _matrix(seeds, (len(tables.sources), 2), torch.int64)
-    if 1 in tables.kinds[2::3]:
-        raise ValueError("Arturo: the CPU kernel needs seeds to round a bfloat16 state.")
+    if any(tables.kinds[2::3]):
+        raise ValueError("Arturo: the CPU kernel needs seeds to round a state in bfloat16 or 8 bits.")
     return None
 
 
 def _call(name: str, tables: Table, *arguments: object) -> None:
     failed = getattr(loaded(), name)(*tables.arguments, level(), torch.get_num_threads(), *arguments)
     if failed:
-        reason = {1: "a tensor has no memory", 2: "there is no memory left"}[failed]
+        reason = _REASONS[failed]
         raise RuntimeError(f"Arturo: the CPU kernel has written nothing, since {reason}.")

@@ -1,6 +1,7 @@
 // The passes in vectors of eight: AVX2, FMA and F16C.
 
 #include "path.h"
+#include "powers.h"
 
 #ifdef ARTURO_X86
 
@@ -23,8 +24,27 @@ inline V maximum(V bound, V x) { return (V)_mm256_max_ps((__m256)bound, (__m256)
 
 inline V root(V x) { return (V)_mm256_sqrt_ps((__m256)x); }
 
-// a/b of a b between 1e-20 and 1e20.
+// a/b of a b between 1e-30 and 1e30.
 inline V ratio(V a, V b) { return a / b; }
+
+inline VI whole(V x) { return (VI)_mm256_cvttps_epi32((__m256)x); }
+inline V number(VI x) { return (V)_mm256_cvtepi32_ps((__m256i)x); }
+inline V rounded_down(V x) { return (V)_mm256_floor_ps((__m256)x); }
+
+// By three bits at a time, which are all that the instruction looks at.
+inline V power_of_codes(VI codes) {
+    const auto table = [](const float *from) { return _mm256_loadu_ps(from); };
+    const __m256i ones = (__m256i)codes, eights = (__m256i)(codes >> 3), rest = (__m256i)(codes >> 6);
+    return (V)_mm256_permutevar8x32_ps(table(arturo::POWERS.ones), ones) *
+           (V)_mm256_permutevar8x32_ps(table(arturo::POWERS.eights), eights) *
+           (V)_mm256_permutevar8x32_ps(table(arturo::POWERS.sixtyfours), rest);
+}
+
+inline float largest(V x) {
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
 
 inline void read(V &x, const uint16_t *from) {
     const __m128i bits = _mm_loadu_si128((const __m128i *)from);
@@ -41,6 +61,16 @@ inline void write(uint16_t *to, Pair<V> x) {
     const __m256i low = _mm256_srli_epi32((__m256i)x.low, 16), high = _mm256_srli_epi32((__m256i)x.high, 16);
     const __m256i bits = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
     _mm256_storeu_si256((__m256i *)to, bits);
+}
+
+inline void read(VI &x, const int8_t *from) {
+    x = (VI)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from));
+}
+inline void write(int8_t *to, Pair<VI> x) {
+    const __m256i crosswise = _mm256_packs_epi32((__m256i)x.low, (__m256i)x.high);
+    const __m256i words = _mm256_permute4x64_epi64(crosswise, 0xd8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128((__m128i *)to, bytes);
 }
 
 inline void half_to_float(const uint16_t *from, float *to, int count) {

@@ -1,6 +1,7 @@
 // The passes in vectors of sixteen: AVX-512 V, BW, DQ and VL.
 
 #include "path.h"
+#include "powers.h"
 
 #ifdef ARTURO_X86
 
@@ -27,11 +28,26 @@ inline V root(V x) {
     return multiply_add(near, multiply_add(-near, guess * 0.5f, 0.5f - V{}), near);
 }
 
-// a/b of a b between 1e-20 and 1e20.
+// a/b of a b between 1e-30 and 1e30.
 inline V ratio(V a, V b) {
     const V guess = (V)_mm512_rcp14_ps((__m512)b);
     return a * multiply_add(guess, multiply_add(-b, guess, 1.0f - V{}), guess);
 }
+
+inline VI whole(V x) { return (VI)_mm512_cvttps_epi32((__m512)x); }
+inline V number(VI x) { return (V)_mm512_cvtepi32_ps((__m512i)x); }
+inline V rounded_down(V x) {
+    return (V)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+
+// By four bits at a time, which are all that the instruction looks at.
+inline V power_of_codes(VI codes) {
+    const __m512i ones = (__m512i)codes, sixteens = (__m512i)(codes >> 4);
+    return (V)_mm512_permutexvar_ps(ones, _mm512_loadu_ps(arturo::POWERS.ones)) *
+           (V)_mm512_permutexvar_ps(sixteens, _mm512_loadu_ps(arturo::POWERS.sixteens));
+}
+
+inline float largest(V x) { return _mm512_reduce_max_ps((__m512)x); }
 
 inline void read(V &x, const uint16_t *from) {
     const __m256i bits = _mm256_loadu_si256((const __m256i *)from);
@@ -40,6 +56,11 @@ inline void read(V &x, const uint16_t *from) {
 inline void write(uint16_t *to, V x) {
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)x, 16)));
 }
+
+inline void read(VI &x, const int8_t *from) {
+    x = (VI)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
+}
+inline void write(int8_t *to, VI x) { _mm_storeu_si128((__m128i *)to, _mm512_cvtsepi32_epi8((__m512i)x)); }
 
 inline void half_to_float(const uint16_t *from, float *to, int count) {
     int i = 0;

@@ -1,6 +1,7 @@
 // A plain C interface to the passes over many tensors at once. Nothing of torch or Python is in it.
 //
-// Every function returns 0, or says why it has written nothing: 1 for a tensor without memory, 2 for no memory here.
+// Every function returns 0, or says why it has written nothing: 1 for a tensor without memory, 2 for no memory here,
+// 3 for a state in codes whose first element is not the first of a scale.
 // Sums of blocks are added in the order of the blocks, so results do not depend on the number of threads.
 
 #include "path.h"
@@ -22,7 +23,7 @@ using namespace arturo;
 
 namespace {
 
-enum { DONE = 0, NO_TENSOR = 1, NO_MEMORY = 2 };
+enum { DONE = 0, NO_TENSOR = 1, NO_MEMORY = 2, CUT = 3 };
 
 const Path &path(int level) {
 #ifdef ARTURO_X86
@@ -58,9 +59,19 @@ int64_t count_of(const int64_t *counts, int64_t sources) {
     return blocks;
 }
 
-bool missing(const void *const *addresses, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
-        if (!addresses[i]) return true;
+bool missing(const Source *source, const Kinds *kinds, int64_t sources) {
+    for (int64_t i = 0; i < sources; i++) {
+        const void *const *addresses = (const void *const *)(source + i);
+        for (int k = 0; k < (kinds[i].state == CODES ? 8 : 6); k++)
+            if (!addresses[k]) return true;
+    }
+    return false;
+}
+
+// Whether a state in codes begins amid elements that share a scale.
+bool cut(const Kinds *kinds, const int64_t *seeds, int64_t sources) {
+    for (int64_t i = 0; i < sources; i++)
+        if (kinds[i].state == CODES && seeds && seeds[i * 2 + 1] % SCALED) return true;
     return false;
 }
 
@@ -107,7 +118,7 @@ int over_blocks(
 }  // namespace
 
 // Which interface this is; arturo_core/kernels/cpu/library.py knows it, too.
-EXPORT int arturo_interface() { return 1; }
+EXPORT int arturo_interface() { return 2; }
 
 // The best path of this machine: 0 plain, 1 AVX2, 2 AVX-512.
 EXPORT int arturo_level() {
@@ -137,7 +148,7 @@ EXPORT int arturo_survey(
     const Source *source, const Kinds *kinds, int64_t sources, const Block *blocks, int64_t count, int level,
     int threads, double *unusable
 ) {
-    if (missing((const void *const *)source, sources * 6)) return NO_TENSOR;
+    if (missing(source, kinds, sources)) return NO_TENSOR;
     const Path &of = path(level);
     return over_blocks(blocks, count, sources, 1, threads, false, unusable, [&](const Block &block, double *found) {
         of.survey(source[block.source], kinds[block.source], block, found);
@@ -149,7 +160,7 @@ EXPORT int arturo_squares(
     const Source *source, const Kinds *kinds, int64_t sources, const Block *blocks, int64_t count, int level,
     int threads, double *squares
 ) {
-    if (missing((const void *const *)source, sources * 6)) return NO_TENSOR;
+    if (missing(source, kinds, sources)) return NO_TENSOR;
     const Path &of = path(level);
     return over_blocks(blocks, count, sources, 1, threads, false, squares, [&](const Block &block, double *found) {
         of.squares(source[block.source], kinds[block.source], block, found);
@@ -161,7 +172,8 @@ EXPORT int arturo_observe(
     const Source *source, const Kinds *kinds, int64_t sources, const Block *blocks, int64_t count, int level,
     int threads, const double *gains, const int64_t *seeds, double length, double decay, int maximize, double *totals
 ) {
-    if (missing((const void *const *)source, sources * 6)) return NO_TENSOR;
+    if (missing(source, kinds, sources)) return NO_TENSOR;
+    if (cut(kinds, seeds, sources)) return CUT;
     const Path &of = path(level);
     const int failed =
         over_blocks(blocks, count, sources, SUMS, threads, level > 0, totals, [&](const Block &block, double *found) {
@@ -198,7 +210,8 @@ EXPORT int arturo_apply(
     const Source *source, const Kinds *kinds, int64_t sources, const Block *blocks, int64_t count, int level,
     int threads, const int64_t *seeds, double step, double length, double *squares
 ) {
-    if (missing((const void *const *)source, sources * 6)) return NO_TENSOR;
+    if (missing(source, kinds, sources)) return NO_TENSOR;
+    if (cut(kinds, seeds, sources)) return CUT;
     const Path &of = path(level);
     return over_blocks(blocks, count, sources, 1, threads, false, squares, [&](const Block &block, double *found) {
         Move by;

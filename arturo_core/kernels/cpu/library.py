@@ -15,7 +15,7 @@ LEVELS = ("plain", "avx2", "avx512")
 VARIABLE = "ARTURO_CPU"
 
 #: What ``arturo_interface`` returns; another number is a library that was built from other sources.
-INTERFACE = 1
+INTERFACE = 2
 
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 

@@ -11,9 +11,13 @@ constexpr int64_t BLOCK = 8192;
 // Sums of a block.
 constexpr int SUMS = 5;
 
-enum Kind : uint8_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+// CODES: a state in 8 bits, its deviation in bfloat16; see arturo_core/storage/codes.py.
+enum Kind : uint8_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, CODES = 3 };
 
-// Addresses of one parameter's tensors, flat runs of elements in one order.
+// Elements that share a scale of codes; a state in codes is whole runs of them.
+constexpr int SCALED = 32;
+
+// Addresses of one parameter's tensors, flat runs of elements in one order. Codes alone have scales.
 struct Source {
     void *theta;
     const void *grad;
@@ -21,9 +25,11 @@ struct Source {
     void *deviation;
     void *curvature;
     void *displacement;
+    void *direction_scale;
+    void *displacement_scale;
 };
 
-// Their element types; all four tensors of the state have one.
+// Their element types; all four tensors of a state but codes have one.
 struct Kinds {
     uint8_t theta, grad, state;
 };

@@ -1,6 +1,7 @@
 // The passes in whatever vectors of four the compiler's target has: SSE2, NEON, or none.
 
 #include "path.h"
+#include "powers.h"
 
 #include <cmath>
 #include <cstring>
@@ -13,6 +14,7 @@ typedef float V __attribute__((vector_size(16)));
 typedef int32_t VI __attribute__((vector_size(16)));
 typedef uint32_t VU __attribute__((vector_size(16)));
 typedef uint16_t H __attribute__((vector_size(8)));
+typedef int8_t B __attribute__((vector_size(4)));
 
 inline V multiply_add(V a, V b, V c) { return a * b + c; }
 
@@ -31,8 +33,27 @@ inline V root(V x) {
     return x;
 }
 
-// a/b of a b between 1e-20 and 1e20.
+// a/b of a b between 1e-30 and 1e30.
 inline V ratio(V a, V b) { return a / b; }
+
+inline VI whole(V x) { return __builtin_convertvector(x, VI); }
+inline V number(VI x) { return __builtin_convertvector(x, V); }
+// Of numbers that fit in 32 bits.
+inline V rounded_down(V x) {
+    const V towards_zero = number(whole(x));
+    return towards_zero + number(towards_zero > x);
+}
+
+inline V power_of_codes(VI codes) {
+    V powers;
+    for (int j = 0; j < 4; j++) powers[j] = arturo::POWERS.all[codes[j] & 255];
+    return powers;
+}
+
+inline float largest(V x) {
+    const float low = x[0] > x[1] ? x[0] : x[1], high = x[2] > x[3] ? x[2] : x[3];
+    return low > high ? low : high;
+}
 
 inline void read(V &x, const uint16_t *from) {
     H bits;
@@ -42,6 +63,16 @@ inline void read(V &x, const uint16_t *from) {
 inline void write(uint16_t *to, V x) {
     const H bits = __builtin_convertvector((VU)x >> 16, H);
     memcpy(to, &bits, sizeof bits);
+}
+
+inline void read(VI &x, const int8_t *from) {
+    B bytes;
+    memcpy(&bytes, from, sizeof bytes);
+    x = __builtin_convertvector(bytes, VI);
+}
+inline void write(int8_t *to, VI x) {
+    const B bytes = __builtin_convertvector(x, B);
+    memcpy(to, &bytes, sizeof bytes);
 }
 
 void half_to_float(const uint16_t *from, float *to, int count) {

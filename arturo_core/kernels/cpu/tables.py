@@ -14,8 +14,17 @@ from torch import Tensor
 from arturo_core.kernels.cpu.library import loaded
 from arturo_core.step.chunks import Source
 
-#: Numbers of the element types in the library.
+#: Numbers of the element types of weights and gradients in the library.
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+#: Numbers of the storages of a state, by the type of its first tensor; int8: see :mod:`arturo_core.storage.codes`.
+STORAGES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 3}
+
+#: Addresses of a source: weights, gradient, four tensors of state, and two of scales, which codes alone have.
+ADDRESSES = 8
+
+#: What stands for the addresses of scales in other storages.
+_NO_SCALES = (0, 0)
 
 _dtype = attrgetter("dtype")
 
@@ -33,15 +42,20 @@ class Table:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
-        every: list[Tensor] = []
-        typed: list[Tensor] = []
+        every: list[int] = []
+        thetas = [source.theta for source in sources]
+        kinds = bytearray(3 * len(sources))
+        kinds[::3] = bytes(map(KINDS.__getitem__, map(_dtype, thetas)))
+        kinds[1::3] = bytes([KINDS[source.grad.dtype] for source in sources])
+        kinds[2::3] = bytes([STORAGES[source.state[0].dtype] for source in sources])
         for source in sources:
-            theta, grad, state = source.theta, source.grad, source.state
-            every += (theta, grad, *state)
-            typed += (theta, grad, state[0])
-        self.addresses = array("Q", list(map(Tensor.data_ptr, every)))
-        self.kinds = bytes(map(KINDS.__getitem__, map(_dtype, typed)))
-        blocks, count = _blocks(tuple(map(Tensor.numel, every[::6])))
+            state = source.state
+            every += map(Tensor.data_ptr, (source.theta, source.grad, *state))
+            if len(state) == 4:
+                every += _NO_SCALES
+        self.addresses = array("Q", every)
+        self.kinds = bytes(kinds)
+        blocks, count = _blocks(tuple(map(Tensor.numel, thetas)))
         self.arguments = (self.addresses.buffer_info()[0], self.kinds, len(sources), blocks, count)
 
 
@@ -61,7 +75,7 @@ def renewed(outline: Table, sources: Sequence[Source]) -> Table:
         outline.kinds,
         outline.arguments,
     )
-    found.addresses[1::6] = array("Q", [source.grad.data_ptr() for source in sources])
+    found.addresses[1::ADDRESSES] = array("Q", [source.grad.data_ptr() for source in sources])
     return found
 
 

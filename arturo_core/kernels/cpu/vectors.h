@@ -1,5 +1,4 @@
-// Vectors of numbers and their operations, in terms of those that the including file defines (see plain.cpp); rounding,
-// narrow types and sums.
+// Vectors of numbers and their operations, in terms of those that the including file defines (see plain.cpp); sums.
 
 #include <cstring>
 
@@ -62,6 +61,15 @@ template <class A> inline Pair<A> root(Pair<A> x) { return {root(x.low), root(x.
 template <class A> inline Pair<A> ratio(Pair<A> x, Pair<A> y) {
     return {ratio(x.low, y.low), ratio(x.high, y.high)};
 }
+template <class A> inline Pair<A> rounded_down(Pair<A> x) { return {rounded_down(x.low), rounded_down(x.high)}; }
+template <class A> inline auto whole(Pair<A> x) { return Pair<decltype(whole(x.low))>{whole(x.low), whole(x.high)}; }
+template <class A> inline auto number(Pair<A> x) {
+    return Pair<decltype(number(x.low))>{number(x.low), number(x.high)};
+}
+template <class A> inline auto power_of_codes(Pair<A> x) {
+    return Pair<decltype(power_of_codes(x.low))>{power_of_codes(x.low), power_of_codes(x.high)};
+}
+template <class A> inline float largest(Pair<A> x) { return largest(maximum(x.low, x.high)); }
 
 // The bits of numbers, and back.
 inline VI bits(V x) { return (VI)x; }
@@ -79,6 +87,8 @@ template <class A, class X> inline void fill(Pair<A> &v, X x) {
 }
 inline void read(V &v, const float *from) { memcpy(&v, from, sizeof v); }
 inline void write(float *to, V v) { memcpy(to, &v, sizeof v); }
+inline void read(VI &v, const int32_t *from) { memcpy(&v, from, sizeof v); }
+inline void write(int32_t *to, VI v) { memcpy(to, &v, sizeof v); }
 template <class A, class T> inline void read(Pair<A> &v, const T *from) {
     read(v.low, from);
     read(v.high, from + sizeof(A) / 4);
@@ -127,7 +137,15 @@ template <class T> inline F load(const T *from) {
     read(v, from);
     return v;
 }
+template <class T> inline F load(const T *from, int i) { return load(from + i); }
+template <class T> inline I load_bits(const T *from) {
+    I v;
+    read(v, from);
+    return v;
+}
 template <class T> inline void store(T *to, F v) { write(to, v); }
+inline void store(int32_t *to, I v) { write(to, v); }
+inline void store(int8_t *to, I v) { write(to, v); }
 
 inline F magnitude(F x) { return real(bits(x) & splat_bits(0x7fffffffu)); }
 inline F unless_negligible(F x) { return real(bits(x) & (magnitude(x) > splat(NEGLIGIBLE))); }
@@ -169,49 +187,6 @@ inline I random_bits(uint32_t index, uint32_t salt) {
     x = (x ^ shifted(x, 16)) * splat_bits(0x7feb352du);
     x = (x ^ shifted(x, 15)) * splat_bits(0x846ca68bu);
     return x ^ shifted(x, 16);
-}
-
-// How numbers of the state are rounded: each of these returns what is kept, as float32.
-inline F at_random(float *, F x, I) { return x; }
-inline F to_nearest(float *, F x) { return x; }
-inline F at_random(uint16_t *, F x, I noise) { return real((bits(x) + noise) & splat_bits(0xffff0000u)); }
-inline F to_nearest(uint16_t *to, F x) {
-    return at_random(to, x, (shifted(bits(x), 16) & splat_bits(1)) + splat_bits(0x7fff));
-}
-
-inline float widened(float x) { return x; }
-inline float widened(uint16_t bits) {
-    const uint32_t wide = (uint32_t)bits << 16;
-    float x;
-    memcpy(&x, &wide, 4);
-    return x;
-}
-inline uint16_t narrowed(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
-}
-
-inline void widen(const uint16_t *from, uint8_t kind, float *to, int count) {
-    if (kind == BFLOAT16)
-        for (int i = 0; i < count; i++) to[i] = widened(from[i]);
-    else
-        half_to_float(from, to, count);
-}
-inline void narrow(const float *from, uint8_t kind, uint16_t *to, int count) {
-    if (kind == BFLOAT16)
-        for (int i = 0; i < count; i++) to[i] = narrowed(from[i]);
-    else
-        float_to_half(from, to, count);
-}
-// A tile as float32: the tensor itself, or a copy of it in the buffer.
-inline const float *as_float(const void *tensor, uint8_t kind, int64_t at, float *buffer, int count) {
-    if (kind == FLOAT32) return (const float *)tensor + at;
-    const uint16_t *from = (const uint16_t *)tensor + at;
-    for (int i = 0; i < count; i += 2 * LINE) ask((const char *)(from + i) + ARTURO_AHEAD);
-    widen(from, kind, buffer, count);
-    return buffer;
 }
 
 template <int N> struct Sums {
