@@ -189,7 +189,7 @@ def test_without_triton_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     def said(kind: str, fused: bool | None = None, count: int = slow.MANY) -> str | None:
         weight = SimpleNamespace(device=torch.device(kind), numel=lambda: count)
         options = dataclasses.replace(Arturo([Parameter(torch.ones(2))])._options, fused=fused)
-        return slow.notice(SimpleNamespace(_options=options, param_groups=[{"params": [weight]}]))  # type: ignore[arg-type]
+        return slow.notice(SimpleNamespace(options=options, param_groups=[{"params": [weight]}]))  # type: ignore[arg-type]
 
     assert [said("mps"), said("cuda", False), said("cuda", count=slow.MANY - 1)] == [None] * 3
     assert said("cuda") == (
