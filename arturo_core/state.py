@@ -149,6 +149,7 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, options: Options) -> No
         kept = Kind.WIDE  # which says what is missing
     of_rows = _entries(options, kept)
     expected = _shapes(param, options, kept)
+    scales = {entry.name for entry in of_rows if entry.scale}
     missing = sorted(expected.keys() - saved.keys())
     if missing:
         raise ValueError(
@@ -171,7 +172,7 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, options: Options) -> No
                 f"Arturo: the state to load has {name!r} of {value.dtype}, {value.layout}, on {value.device}: it has "
                 "to be real, dense and to hold numbers."
             )
-        if not fits(value, param):
+        if name not in scales and not fits(value, param):
             raise ValueError(
                 f"Arturo: the state to load has a shard of {name!r} with {tuple(shard(value).shape)} elements where "
                 f"this rank holds {tuple(shard(param).shape)}: it was saved by another rank. Load each rank's own "

@@ -51,7 +51,8 @@ def widened(held: Mapping[str, Tensor], param: Tensor, options: Options) -> Mapp
     if kind_of(held) is Kind.WIDE:
         return held
     found = statistics(held, param, options)
-    return {**held, **{name: sharding.shard_like(param, value) for name, value in found.items()}}
+    scalars = {row.name: held[row.name] for row in table(options) if row.scalar}
+    return scalars | {name: sharding.shard_like(param, value) for name, value in found.items()}
 
 
 def half_spacing(groups: Sequence[Mapping[str, Any]]) -> float:
