@@ -115,13 +115,15 @@ def test_a_bfloat16_state_is_rounded_as_in_the_eager_passes(device: str, dtype: 
     options = {"lr": 1e-2, "weight_decay": 0.1, "state_dtype": "bfloat16"}
     expected_params, expected = built(device, dtype, {**options, "fused": False})
     params, optimizer = built(device, dtype, {**options, "fused": True})
-    for step in range(4 if INTERPRETED else STEPS):
+    for step in range(3 if INTERPRETED else STEPS):
         for which, one in ((params, optimizer), (expected_params, expected)):
             give(which, step + NOT_A_NUMBER - 2)
             one.step()
     equal = count = 0
     for param, other in zip(params, expected_params, strict=True):
-        for name in ("direction", "deviation", "curvature", "displacement") if param.numel() else ():
+        # Elements that do not lie row by row count in the order of memory here, and in that of rows in a pack.
+        lies_in_rows = param.numel() and param.is_contiguous()
+        for name in ("direction", "deviation", "curvature", "displacement") if lies_in_rows else ():
             found, wanted = optimizer.state[param][name], expected.state[other][name]
             assert found.dtype == torch.bfloat16
             equal += int((found == wanted).sum())
