@@ -65,7 +65,7 @@ def allocate(param: Tensor, options: Options) -> dict[str, Tensor]:
         first = to_nearest(Kept(*(rows[name] for name in ROWS)), kept is Kind.CODED)
         for entry, value in zip(entries(ROWS, kept), first, strict=True):
             whole = _empty(param, entry, value.dtype)
-            found[entry.name] = _like(param, entry, whole.copy_(value[:1].expand_as(whole)))
+            found[entry.name] = _like(param, entry, whole.copy_(value[0].expand_as(whole)))
         return found
 
 

@@ -109,6 +109,30 @@ def test_training_is_that_of_the_eager_passes(
 
 
 @on_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_bfloat16_state_is_rounded_as_in_the_eager_passes(device: str, dtype: torch.dtype) -> None:
+    """By the same random bits, so that hardly an element differs; of those that do, by a rounding or two."""
+    options = {"lr": 1e-2, "weight_decay": 0.1, "state_dtype": "bfloat16"}
+    expected_params, expected = built(device, dtype, {**options, "fused": False})
+    params, optimizer = built(device, dtype, {**options, "fused": True})
+    for step in range(3 if INTERPRETED else STEPS):
+        for which, one in ((params, optimizer), (expected_params, expected)):
+            give(which, step + NOT_A_NUMBER - 2)
+            one.step()
+    equal = count = 0
+    for param, other in zip(params, expected_params, strict=True):
+        # Elements that do not lie row by row count in the order of memory here, and in that of rows in a pack.
+        lies_in_rows = param.numel() and param.is_contiguous()
+        for name in ("direction", "deviation", "curvature", "displacement") if lies_in_rows else ():
+            found, wanted = optimizer.state[param][name], expected.state[other][name]
+            assert found.dtype == torch.bfloat16
+            equal += int((found == wanted).sum())
+            count += found.numel()
+            assert float((found.double() - wanted.double()).abs().max()) <= 0.02 * float(wanted.double().abs().max())
+    assert equal > 0.97 * count
+
+
+@on_device
 def test_the_weights_size_is_found_on_the_way(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the pass that writes them; it is measured anew where others have changed them, and is the same to the bit."""
     measured: list[bool] = []
