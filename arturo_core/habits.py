@@ -39,7 +39,10 @@ _SCHEDULE = "a schedule of the learning rate. arTuRO has none: use torch.optim.l
 _SEARCH = "an option of LBFGS. arTuRO has none: it takes one step per gradient, without a search. Leave it out."
 _CLIPPING = "a bound on gradients, not an option of arTuRO. Clip before the step, or not: its trust region bounds it."
 _SHADOW = "an average of weights that another optimizer keeps. arTuRO keeps none: torch.optim.swa_utils does."
-_MEMORY = "a format of another optimizer's state. arTuRO's is float32 or float64 (state_dtype). Leave it out."
+_MEMORY = (
+    "a format of another optimizer's state. arTuRO's is given by state_dtype: float32, bfloat16, \"8bit\" or float64. "
+    "Leave it out."
+)
 
 _MINIMIZE = "the reverse of arTuRO's maximize. For minimize=False give maximize=True; otherwise leave it out."
 

@@ -88,7 +88,9 @@ class Arturo(Grouped):
         length_scale: ℓ, the displacement over which curvature is expected to change a gradient by its own noise,
             "adaptive" only (weight units). Default: 8 × the largest lr that counted so far, or 8e-3 with
             ``trust_region="kl"``.
-        state_dtype: dtype of the state under narrower parameters: ``torch.float32`` or ``torch.float64``, or its name.
+        state_dtype: how the state is kept: ``torch.float32`` (16 bytes a parameter), ``torch.bfloat16`` (8) or "8bit"
+            (5.1), with "adaptive" noise; ``torch.float64``; or a dtype's name. Arithmetic is float32, or float64 where
+            weights or state are (:mod:`arturo_core.storage.kinds`).
         maximize: ascend instead of descend.
         compile: run the passes through ``torch.compile`` (fewer passes over memory; the first step compiles).
         fused: take steps by a kernel: None where there is one, True to demand it, False to refuse it. There is one for

@@ -11,6 +11,7 @@ import torch
 
 from arturo_core.optimizer import Arturo
 from arturo_core.reporting import readings, sweeps
+from arturo_core.reporting.memory import share_of_free
 
 #: Share of skipped steps, and steps to judge it by.
 SKIPPED, ENOUGH = 0.05, 20
@@ -24,6 +25,9 @@ LARGEST_FOR_NATS, SMALLEST_FOR_WEIGHTS = 1e-3, 0.05
 
 #: Share of its peak below which a learning rate is at the end of its schedule, where steps are meant to vanish.
 DECAYED = 0.1
+
+#: State beside what is left of the memory from which on memory is scarce.
+SCARCE = 2.0
 
 #: Logged steps that a verdict rests on, at least.
 LOGGED = 3
@@ -96,6 +100,13 @@ class Advisor:
                 "in AdamW's units: begin with what you would give AdamW (5e-5 for fine-tuning, 1e-3 from scratch). For "
                 'a bound in nats use trust_region="kl".'
             )
+        if options.noise == "adaptive" and options.state_dtype == torch.float32:
+            share = share_of_free(self._optimizer)
+            if share > SCARCE:
+                found["memory"] = (
+                    f'the optimizer\'s state takes {share:.1f} times the memory that is left. state_dtype="bfloat16" '
+                    'halves it, and state_dtype="8bit" takes a third of it.'
+                )
         skipped = int(numbers["skipped_steps"])
         if taken >= ENOUGH and skipped > SKIPPED * taken:
             found["skipped"] = (

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from arturo_core import Arturo
+from arturo_core.reporting import memory
 from arturo_core.reporting.advice import Advisor, ArturoAdvice, advise
 
 
@@ -263,3 +264,29 @@ def test_advice_is_a_warning_of_its_own_that_can_be_silenced() -> None:
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", ArturoAdvice)
         advise(["lower it"])
+
+
+@pytest.mark.parametrize(
+    ("storage", "left", "said"), [("float32", 1, True), ("float32", 1 << 40, False), ("8bit", 1, False)]
+)
+def test_memory_that_is_scarce(storage: str, left: int, said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free", lambda device: left)
+    found = [advice for advice in run({"lr": 1e-3, "state_dtype": storage}) if "state_dtype" in advice]
+    assert len(found) == said
+    if said:
+        assert 'state_dtype="bfloat16" halves it' in found[0]
+
+
+def test_the_share_of_memory_is_counted_from_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = nn.Parameter(torch.ones(64, 32))
+    optimizer = Arturo([weights])
+    assert memory.share_of_free(optimizer) == 0.0
+    weights.grad = torch.ones(64, 32)
+    optimizer.step()
+    monkeypatch.setattr(memory, "free", lambda device: 1 << 14)
+    assert memory.share_of_free(optimizer) == pytest.approx(4 * 4 * 64 * 32 / (1 << 14), rel=0.01)
+    monkeypatch.setattr(memory, "free", lambda device: None)
+    assert memory.share_of_free(optimizer) == 0.0
+    monkeypatch.undo()
+    left = memory.free(torch.device("cpu"))
+    assert left is None or left > 1 << 20
