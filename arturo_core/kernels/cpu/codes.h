@@ -75,10 +75,11 @@ inline void encode(const float *numbers, const Signed &to, const int32_t *random
     }
 }
 
-// The codes of logarithms that change by `change` of them.
+// The codes of numbers whose logarithms change.
 inline I log_codes(F change, I before, I random) {
     const F noise = number(shifted(random * splat_bits(0x9E3779B1u), 16));
-    const F code = rounded_down(multiply_add(noise, splat(1.0f / 65536.0f), number(before) + change));
+    const F exact = multiply_add(change, splat(CODES_A_UNIT), number(before));
+    const F code = rounded_down(multiply_add(noise, splat(1.0f / 65536.0f), exact));
     return whole(clamp(code, splat(-CODES_MOST), splat(CODES_MOST)));
 }
 

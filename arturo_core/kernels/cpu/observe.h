@@ -44,23 +44,22 @@ struct Comparison {
 
 // Scalars of what a displacement says of the curvature.
 struct Lesson {
-    F per_length, growth, a_unit, common, outside, step;
-    Lesson(const Update &by, float unit) {
+    F per_length, growth, common, outside, step;
+    explicit Lesson(const Update &by) {
         per_length = splat(by.per_length);
         growth = splat(by.curvature);
-        a_unit = splat(by.curvature * unit);
-        common = splat(-by.level * unit / MOVED);
+        common = splat(-by.level / MOVED);
         outside = splat(by.outside);
         step = splat(CURVATURE_STEP / by.curvature);
     }
-    // The change of log s, in units of it; the surprise is added up.
+    // The change of log s; the surprise is added up.
     F learn(F displacement, F innovation, F deviation, V &surprises) const {
         // Beyond FARTHEST nothing is learned of the curvature, and squares would leave float32.
         const F x = clamp(displacement * per_length, splat(-FARTHEST), splat(FARTHEST)), square = x * x;
         const F variance = multiply_add(square, growth, outside);
         const F scaled = innovation / (deviation * variance);
         add_product_to(surprises, scaled * variance, scaled);
-        return multiply_add(clamp(x * scaled, -step, step), a_unit, minimum(splat(MOVED), square) * common);
+        return multiply_add(clamp(x * scaled, -step, step), growth, minimum(splat(MOVED), square) * common);
     }
 };
 
@@ -94,7 +93,7 @@ inline void observe_vectors(
         store(deviations + i, deviation);
     }
 
-    const Lesson lesson(by, 1.0f);
+    const Lesson lesson(by);
     const F stay = splat(by.stay);
     V surprises = sums[3];
     for (int i = 0; i < count; i += WIDTH) {

@@ -31,7 +31,7 @@ inline void compare_codes(
         const F curvature = power_of_codes(load_bits(state.curvature + i)), before = deviation;
         F displacement =
             multiply_add(share, moved, share_of(number(load_bits(state.displacement.codes + i))) * far);
-        F gradient = share * curvature * (before * kept);
+        F gradient = share * kept * curvature * before;
         if (DECAYS) {
             const F delta = load(shrink + i), shift = curvature * delta * splat(by.per_length);
             gradient = multiply_add(clamp(shift, splat(-by.reach), splat(by.reach)), before, gradient);
@@ -41,6 +41,7 @@ inline void compare_codes(
         store(to.displacements + i, displacement);
         store(to.gradients + i, gradient);
         store(to.deviations + i, deviation);
+        store(to.curvatures + i, curvature);
     }
 }
 
@@ -78,7 +79,7 @@ inline void keep_codes(const Coded &state, Waiting &to, const int32_t *random, f
 }
 
 // As observe_vectors; `count` is a multiple of SCALED.
-template <bool DECAYS>
+template <bool DECAYS, bool SMALL>
 inline void observe_codes(
     const float *grad, const float *shrink, const Coded &state, const Update &by, uint32_t index, uint32_t salt,
     int count, V *sums
@@ -89,7 +90,7 @@ inline void observe_codes(
     const Comparison comparison(by);
     for (int i = 0; i < count; i += SCALED) compare_codes<DECAYS>(grad, shrink, state, by, comparison, i, to);
 
-    const Lesson lesson(by, CODES_A_UNIT);
+    const Lesson lesson(by);
     V surprises = sums[3];
     for (int i = 0; i < count; i += WIDTH)
         store(
@@ -101,26 +102,27 @@ inline void observe_codes(
 
     for (int i = 0; i < count; i += WIDTH) {
         const I bits = random_bits(index + i, salt);
-        const I code = log_codes(load(to.innovations + i), load_bits(state.curvature + i), bits);
-        const F curvature = power_of_codes(code);
+        const F change = load(to.innovations + i), grown = load(to.curvatures + i) * exponential<SMALL>(change);
+        const F curvature = clamp(grown, splat(CURVATURE_LEAST), splat(CURVATURE_MOST));
+        store(to.gradients + i, ratio(load(to.gradients + i), curvature * load(to.deviations + i)));
+        const I code = log_codes(change, load_bits(state.curvature + i), bits);
         store(random + i, bits);
         store(state.curvature + i, code);
-        store(to.curvatures + i, curvature);
-        store(to.gradients + i, ratio(load(to.gradients + i), curvature * load(to.deviations + i)));
+        store(to.curvatures + i, power_of_codes(code));
     }
 
     for (int i = 0; i < count; i += SCALED) encode(to.displacements + i, state.displacement.at(i), random + i, 8, by.stay);
     for (int i = 0; i < count; i += SCALED) keep_codes(state, to, random, by.unit, i, sums);
 }
 
-template <bool DECAYS, bool>
+template <bool DECAYS, bool SMALL>
 void observe_tile(
     const float *grad, const float *shrink, const Coded &state, const Update &by, uint32_t index, uint32_t salt,
     int count, Sums<SUMS> &sums
 ) {
     V lanes[SUMS] = {};
     for (int i = 0; i < count; i += STAGE)
-        observe_codes<DECAYS>(
+        observe_codes<DECAYS, SMALL>(
             grad + i, DECAYS ? shrink + i : nullptr, state.at(i), by, index + i, salt,
             count - i < STAGE ? count - i : STAGE, lanes
         );
