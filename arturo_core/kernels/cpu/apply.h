@@ -86,8 +86,8 @@ inline void recentre(const Coded &state, const float *deltas, const Move &by, ui
             store(displacements + j, load(state.displacement, i + j) + moved);
             store(random + j, random_bits(low + i + j, salt));
         }
-        encode(directions, state.direction.at(i), random, 0);
-        encode(displacements, state.displacement.at(i), random, 8);
+        encode(directions, state.direction.at(i), random, 0, SCALED);
+        encode(displacements, state.displacement.at(i), random, 8, SCALED);
     }
 }
 

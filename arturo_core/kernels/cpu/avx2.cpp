@@ -40,10 +40,11 @@ inline V power_of_codes(VI codes) {
            (V)_mm256_permutevar8x32_ps(table(arturo::POWERS.sixtyfours), rest);
 }
 
-inline float largest(V x) {
-    __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
-    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+// The largest, everywhere.
+inline V largest(V x) {
+    x = maximum(x, (V)_mm256_permute2f128_ps((__m256)x, (__m256)x, 1));
+    x = maximum(x, (V)_mm256_permute_ps((__m256)x, 0x4e));
+    return maximum(x, (V)_mm256_permute_ps((__m256)x, 0xb1));
 }
 
 inline void read(V &x, const uint16_t *from) {

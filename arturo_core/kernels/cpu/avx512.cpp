@@ -47,7 +47,13 @@ inline V power_of_codes(VI codes) {
            (V)_mm512_permutexvar_ps(sixteens, _mm512_loadu_ps(arturo::POWERS.sixteens));
 }
 
-inline float largest(V x) { return _mm512_reduce_max_ps((__m512)x); }
+// The largest, everywhere.
+inline V largest(V x) {
+    x = maximum(x, (V)_mm512_shuffle_f32x4((__m512)x, (__m512)x, 0x4e));
+    x = maximum(x, (V)_mm512_shuffle_f32x4((__m512)x, (__m512)x, 0xb1));
+    x = maximum(x, (V)_mm512_permute_ps((__m512)x, 0x4e));
+    return maximum(x, (V)_mm512_permute_ps((__m512)x, 0xb1));
+}
 
 inline void read(V &x, const uint16_t *from) {
     const __m256i bits = _mm256_loadu_si256((const __m256i *)from);

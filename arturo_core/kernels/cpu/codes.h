@@ -29,12 +29,19 @@ inline void ask(const Signed &from, int i) {
     if (i % STAGE == 0) __builtin_prefetch((const char *)(from.scales + i / SCALED) + ARTURO_AHEAD / 4, 1);
 }
 
-// The scale of SCALED numbers: the largest magnitude, rounded up; zero where they are kept as zeros.
-inline float write_scale(uint16_t *to, float largest, float least) {
-    uint32_t bits;
-    memcpy(&bits, &largest, 4);
-    *to = largest < least ? 0 : (uint16_t)((bits + 0xffffu) >> 16);
-    return widened(*to);
+// Writes the scale of SCALED numbers, zero where they are kept as zeros, and returns it, everywhere alike.
+inline V write_scale(uint16_t *to, const float *numbers) {
+    F most = {};
+    for (int i = 0; i < SCALED; i += WIDTH) most = maximum(magnitude(load(numbers + i)), most);
+    const V above = largest(most);
+    const VI up = (bits(above) + (0xffff - VI{})) & ((int32_t)0xffff0000 - VI{});
+    const V scale = real(up & ~(above < LEAST_SCALE - V{}));
+    float first[sizeof(V) / 4];
+    write(first, scale);
+    uint32_t number;
+    memcpy(&number, first, 4);
+    *to = (uint16_t)(number >> 16);
+    return scale;
 }
 
 // How SCALED numbers become codes. With y = |x|/scale and z = 254/(1 + y) the code below is 253 - floor(z), and the next
@@ -43,12 +50,12 @@ struct Encoding {
     F scale, most;
     I present;  // all bits of a magnitude, or none where everything is kept as zeros
 
-    // `factor`: of the numbers, before they are kept.
-    explicit Encoding(float given, float factor = 1.0f) {
-        const float of_numbers = given > 0.0f ? given / factor : 1.0f;
-        scale = splat(of_numbers);
-        most = splat(2.0f * CODES_MOST * of_numbers);
-        present = splat_bits(given > 0.0f ? 0x7fffffffu : 0u);
+    explicit Encoding(V given) {
+        const VI some = given > V{};
+        const V positive = real(bits(given) | (bits(1.0f - V{}) & ~some));
+        scale = splat(positive);
+        most = splat(positive * (2.0f * CODES_MOST));
+        fill(present, some & (0x7fffffff - VI{}));
     }
 
     // Magnitudes of codes, as numbers; of the random bits the lowest 8 count.
@@ -64,14 +71,16 @@ inline void store_codes(int8_t *to, F magnitudes, F signs) {
     store(to, whole(real(bits(magnitudes) | (bits(signs) & splat_bits(0x80000000u)))));
 }
 
-// Writes SCALED numbers times a factor.
-inline void encode(const float *numbers, const Signed &to, const int32_t *random, int shift, float factor = 1.0f) {
-    F most = {};
-    for (int i = 0; i < SCALED; i += WIDTH) most = maximum(magnitude(load(numbers + i)), most);
-    const Encoding by(write_scale(to.scales, largest(most) * factor, LEAST_SCALE), factor);
-    for (int i = 0; i < SCALED; i += WIDTH) {
-        const F x = load(numbers + i);
-        store_codes(to.codes + i, by.magnitudes(x, shifted(load_bits(random + i), shift)), x);
+// Writes `count` numbers. Scales come first, since to find one takes long and little work.
+inline void encode(const float *numbers, const Signed &to, const int32_t *random, int shift, int count) {
+    V scales[STAGE / SCALED];
+    for (int k = 0; k < count / SCALED; k++) scales[k] = write_scale(to.scales + k, numbers + k * SCALED);
+    for (int at = 0; at < count; at += SCALED) {
+        const Encoding by(scales[at / SCALED]);
+        for (int i = at; i < at + SCALED; i += WIDTH) {
+            const F x = load(numbers + i);
+            store_codes(to.codes + i, by.magnitudes(x, shifted(load_bits(random + i), shift)), x);
+        }
     }
 }
 

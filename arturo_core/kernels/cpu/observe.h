@@ -143,7 +143,7 @@ inline void observe_vectors(
 
 // The last elements of a tile, by way of buffers.
 template <class T, bool DECAYS, bool SMALL>
-void observe_rest(
+ARTURO_WHOLE void observe_rest(
     const float *grad, const float *shrink, Kept<T> state, const Update &by, uint32_t index, uint32_t salt, int count,
     Sums<SUMS> &sums
 ) {
@@ -168,7 +168,7 @@ void observe_rest(
 }
 
 template <bool DECAYS, bool SMALL, class T>
-void observe_tile(
+ARTURO_WHOLE void observe_tile(
     const float *grad, const float *shrink, const Kept<T> &state, const Update &by, uint32_t index, uint32_t salt, int count,
     Sums<SUMS> &sums
 ) {

@@ -16,64 +16,71 @@ inline void ask_ahead(const float *grad, const Coded &state, int count) {
     __builtin_prefetch((const char *)state.displacement.scales + ARTURO_AHEAD / 16, 1);
 }
 
-// Re-centres and decays SCALED elements, and compares them with their gradients.
-template <bool DECAYS>
-inline void compare_codes(
-    const float *grad, const float *shrink, const Coded &state, const Update &by, const Comparison &comparison, int at,
-    Waiting &to
-) {
-    const float scale = widened(state.direction.scales[at / SCALED]);
-    const F moved = splat(-by.moved * scale), kept = splat(by.kept * scale);
-    const F far = splat(widened(state.displacement.scales[at / SCALED]));
-    for (int i = at; i < at + SCALED; i += WIDTH) {
-        const F share = share_of(number(load_bits(state.direction.codes + i)));
-        F deviation = load(state.deviation + i);
-        const F curvature = power_of_codes(load_bits(state.curvature + i)), before = deviation;
-        F displacement =
-            multiply_add(share, moved, share_of(number(load_bits(state.displacement.codes + i))) * far);
-        F gradient = share * kept * curvature * before;
-        if (DECAYS) {
-            const F delta = load(shrink + i), shift = curvature * delta * splat(by.per_length);
-            gradient = multiply_add(clamp(shift, splat(-by.reach), splat(by.reach)), before, gradient);
-            displacement = displacement + delta;
+// What waits between the stages, beside what does in every storage.
+struct WaitingCodes : Waiting {
+    float directions[STAGE];
+    int32_t random[STAGE];
+};
+
+// Reads `count` elements and re-centres their displacements.
+inline void decode(const Coded &state, const Update &by, uint32_t index, uint32_t salt, int count, WaitingCodes &to) {
+    for (int at = 0; at < count; at += SCALED) {
+        const float scale = widened(state.direction.scales[at / SCALED]);
+        const F near = splat(scale), moved = splat(-by.moved * scale);
+        const F far = splat(widened(state.displacement.scales[at / SCALED]));
+        for (int i = at; i < at + SCALED; i += WIDTH) {
+            const F direction = share_of(number(load_bits(state.direction.codes + i)));
+            const F displacement = share_of(number(load_bits(state.displacement.codes + i)));
+            store(to.directions + i, direction * near);
+            store(to.displacements + i, multiply_add(direction, moved, displacement * far));
         }
-        store(to.innovations + i, comparison.compare(grad + i, gradient, deviation));
-        store(to.displacements + i, displacement);
-        store(to.gradients + i, gradient);
-        store(to.deviations + i, deviation);
-        store(to.curvatures + i, curvature);
+    }
+    for (int i = 0; i < count; i += WIDTH) store(to.curvatures + i, power_of_codes(load_bits(state.curvature + i)));
+    for (int i = 0; i < count; i += WIDTH) store(to.random + i, random_bits(index + i, salt));
+}
+
+// Writes codes of s, and puts u in place of the gradient.
+template <bool SMALL> inline void keep_curvatures(const Coded &state, int count, WaitingCodes &to) {
+    const F most = splat(LARGEST_DIRECTION);
+    for (int i = 0; i < count; i += WIDTH) {
+        const F grown = load(to.curvatures + i) * exponential<SMALL>(load(to.innovations + i));
+        const F curvature = clamp(grown, splat(CURVATURE_LEAST), splat(CURVATURE_MOST));
+        const F direction = ratio(load(to.gradients + i), curvature * load(to.deviations + i));
+        store(to.directions + i, clamp(direction, -most, most));
+    }
+    for (int i = 0; i < count; i += WIDTH) {
+        const I code = log_codes(load(to.innovations + i), load_bits(state.curvature + i), load_bits(to.random + i));
+        store(state.curvature + i, code);
+        store(to.curvatures + i, power_of_codes(code));
     }
 }
 
-// Writes deviations and directions of SCALED elements, and adds up what is kept.
-inline void keep_codes(const Coded &state, Waiting &to, const int32_t *random, float unit, int at, V *sums) {
-    F most = {};
-    for (int i = at; i < at + SCALED; i += WIDTH) most = maximum(magnitude(load(to.gradients + i)), most);
-    float above = largest(most);
-    if (above > LARGEST_DIRECTION) {
-        above = LARGEST_DIRECTION;
-        for (int i = at; i < at + SCALED; i++)
-            to.gradients[i] = to.gradients[i] > above ? above : to.gradients[i] < -above ? -above : to.gradients[i];
+// Writes deviations and codes of u, and adds up what is kept.
+inline void keep_directions(const Coded &state, float unit, int count, WaitingCodes &to, V *sums) {
+    V scales[STAGE / SCALED];
+    for (int k = 0; k < count / SCALED; k++)
+        scales[k] = write_scale(state.direction.scales + k, to.directions + k * SCALED);
+    V stiff = sums[1], total = sums[2];
+    for (int at = 0; at < count; at += SCALED) {
+        const Encoding by(scales[at / SCALED]);
+        V decrement = {}, squared = {};
+        for (int i = at; i < at + SCALED; i += WIDTH) {
+            const I bits = load_bits(to.random + i);
+            const F direction = load(to.directions + i), code = by.magnitudes(direction, bits);
+            const F deviation = at_random(state.deviation, load(to.deviations + i), shifted(bits, 16));
+            store_codes(state.direction.codes + i, code, direction);
+            store(state.deviation + i, deviation);
+            const F share = ratio(code, splat(2.0f * CODES_MOST) - code);
+            const F stiffness = deviation * load(to.curvatures + i);
+            add_product_to(decrement, share * share, stiffness);
+            add_product_to(squared, share, share);
+            add_to(stiff, stiffness);
+            add_to(total, deviation);
+        }
+        const V factor = scales[at / SCALED], newton = factor * unit;
+        sums[0] = multiply_add(decrement * factor, newton, sums[0]);
+        sums[4] = multiply_add(squared * newton, newton, sums[4]);
     }
-    const float scale = write_scale(state.direction.scales + at / SCALED, above, LEAST_SCALE);
-    const Encoding by(scale);
-    V decrement = {}, squared = {}, stiff = sums[1], total = sums[2];
-    for (int i = at; i < at + SCALED; i += WIDTH) {
-        const I bits = load_bits(random + i);
-        const F direction = load(to.gradients + i), code = by.magnitudes(direction, bits);
-        const F deviation = at_random(state.deviation, load(to.deviations + i), shifted(bits, 16));
-        store_codes(state.direction.codes + i, code, direction);
-        store(state.deviation + i, deviation);
-        const F share = ratio(code, splat(2.0f * CODES_MOST) - code), stiffness = deviation * load(to.curvatures + i);
-        add_product_to(decrement, share * share, stiffness);
-        add_product_to(squared, share, share);
-        add_to(stiff, stiffness);
-        add_to(total, deviation);
-    }
-    V factor = scale - V{};
-    sums[0] = multiply_add(decrement * factor, factor * unit, sums[0]);
-    factor = factor * unit;
-    sums[4] = multiply_add(squared * factor, factor, sums[4]);
     sums[1] = stiff;
     sums[2] = total;
 }
@@ -84,39 +91,44 @@ inline void observe_codes(
     const float *grad, const float *shrink, const Coded &state, const Update &by, uint32_t index, uint32_t salt,
     int count, V *sums
 ) {
-    Waiting to;
-    int32_t random[STAGE];
+    WaitingCodes to;
     ask_ahead(grad, state, count);
+    decode(state, by, index, salt, count, to);
+
     const Comparison comparison(by);
-    for (int i = 0; i < count; i += SCALED) compare_codes<DECAYS>(grad, shrink, state, by, comparison, i, to);
+    const F kept = splat(by.kept);
+    for (int i = 0; i < count; i += WIDTH) {
+        F deviation = load(state.deviation + i);
+        const F curvature = load(to.curvatures + i), before = deviation;
+        F gradient = load(to.directions + i) * curvature * (before * kept);
+        if (DECAYS) {
+            const F delta = load(shrink + i), shift = curvature * delta * splat(by.per_length);
+            gradient = multiply_add(clamp(shift, splat(-by.reach), splat(by.reach)), before, gradient);
+            store(to.displacements + i, load(to.displacements + i) + delta);
+        }
+        store(to.innovations + i, comparison.compare(grad + i, gradient, deviation));
+        store(to.gradients + i, unless_negligible(gradient));
+        store(to.deviations + i, deviation);
+    }
 
     const Lesson lesson(by);
     V surprises = sums[3];
-    for (int i = 0; i < count; i += WIDTH)
-        store(
-            to.innovations + i, lesson.learn(
-                load(to.displacements + i), load(to.innovations + i), load(to.deviations + i), surprises
-            )
+    for (int i = 0; i < count; i += WIDTH) {
+        const F change = lesson.learn(
+            load(to.displacements + i), load(to.innovations + i), load(to.deviations + i), surprises
         );
+        store(to.innovations + i, change);
+        store(to.displacements + i, unless_negligible(load(to.displacements + i) * splat(by.stay)));
+    }
     sums[3] = surprises;
 
-    for (int i = 0; i < count; i += WIDTH) {
-        const I bits = random_bits(index + i, salt);
-        const F change = load(to.innovations + i), grown = load(to.curvatures + i) * exponential<SMALL>(change);
-        const F curvature = clamp(grown, splat(CURVATURE_LEAST), splat(CURVATURE_MOST));
-        store(to.gradients + i, ratio(load(to.gradients + i), curvature * load(to.deviations + i)));
-        const I code = log_codes(change, load_bits(state.curvature + i), bits);
-        store(random + i, bits);
-        store(state.curvature + i, code);
-        store(to.curvatures + i, power_of_codes(code));
-    }
-
-    for (int i = 0; i < count; i += SCALED) encode(to.displacements + i, state.displacement.at(i), random + i, 8, by.stay);
-    for (int i = 0; i < count; i += SCALED) keep_codes(state, to, random, by.unit, i, sums);
+    encode(to.displacements, state.displacement, to.random, 8, count);
+    keep_curvatures<SMALL>(state, count, to);
+    keep_directions(state, by.unit, count, to, sums);
 }
 
 template <bool DECAYS, bool SMALL>
-void observe_tile(
+ARTURO_WHOLE void observe_tile(
     const float *grad, const float *shrink, const Coded &state, const Update &by, uint32_t index, uint32_t salt,
     int count, Sums<SUMS> &sums
 ) {

@@ -50,9 +50,10 @@ inline V power_of_codes(VI codes) {
     return powers;
 }
 
-inline float largest(V x) {
-    const float low = x[0] > x[1] ? x[0] : x[1], high = x[2] > x[3] ? x[2] : x[3];
-    return low > high ? low : high;
+// The largest, everywhere.
+inline V largest(V x) {
+    x = maximum(x, V{x[2], x[3], x[0], x[1]});
+    return maximum(x, V{x[1], x[0], x[3], x[2]});
 }
 
 inline void read(V &x, const uint16_t *from) {

@@ -2,6 +2,9 @@
 
 #include <cstring>
 
+// All that a function calls becomes part of it: vectors go through registers, which a call would not let them.
+#define ARTURO_WHOLE __attribute__((flatten))
+
 namespace {
 
 using namespace arturo;
@@ -69,7 +72,7 @@ template <class A> inline auto number(Pair<A> x) {
 template <class A> inline auto power_of_codes(Pair<A> x) {
     return Pair<decltype(power_of_codes(x.low))>{power_of_codes(x.low), power_of_codes(x.high)};
 }
-template <class A> inline float largest(Pair<A> x) { return largest(maximum(x.low, x.high)); }
+template <class A> inline V largest(Pair<A> x) { return largest(maximum(x.low, x.high)); }
 
 // The bits of numbers, and back.
 inline VI bits(V x) { return (VI)x; }
@@ -81,6 +84,8 @@ template <class A> inline Pair<A> shifted(Pair<A> x, int by) { return {shifted(x
 
 inline void fill(V &v, float x) { v = x - V{}; }
 inline void fill(VI &v, int32_t x) { v = x - VI{}; }
+inline void fill(V &v, V x) { v = x; }
+inline void fill(VI &v, VI x) { v = x; }
 template <class A, class X> inline void fill(Pair<A> &v, X x) {
     fill(v.low, x);
     v.high = v.low;
@@ -123,6 +128,11 @@ constexpr int WIDTH = sizeof(F) / sizeof(float);
 static_assert(WIDTH % LINE == 0 && STAGE % WIDTH == 0, "a vector is whole cache lines, and a stage whole vectors");
 
 inline F splat(float x) {
+    F v;
+    fill(v, x);
+    return v;
+}
+inline F splat(V x) {
     F v;
     fill(v, x);
     return v;
