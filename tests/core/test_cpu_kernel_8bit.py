@@ -80,7 +80,9 @@ def by_codec(state: tuple[Tensor, ...], bits: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-def eight(count: int, seed: int = 0, theta: torch.dtype = FLOAT32, grad: torch.dtype = FLOAT32, **options: bool) -> Source:
+def eight(
+    count: int, seed: int = 0, theta: torch.dtype = FLOAT32, grad: torch.dtype = FLOAT32, **options: bool
+) -> Source:
     """A parameter in the middle of a run, its state in 8 bits."""
     given = source(count, seed, theta, grad, **options)
     state = by_codec(given.state, random_bits(seed, torch.arange(count)))
@@ -393,7 +395,5 @@ def test_paths_agree(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sums = observe([found], [ORDINARY], decay=1e-3, seeds=seeds())
     monkeypatch.setattr(cpu, "level", lambda: 0)
     plain = copy(given)
-    torch.testing.assert_close(
-        sums, observe([plain], [ORDINARY], decay=1e-3, seeds=seeds()), rtol=1e-4, atol=0.0
-    )
+    torch.testing.assert_close(sums, observe([plain], [ORDINARY], decay=1e-3, seeds=seeds()), rtol=1e-4, atol=0.0)
     same(found, plain)

@@ -63,7 +63,9 @@ template <class T> inline void recentre_vector(
 
 // Narrow weights: what counts is the displacement that rounding leaves. `deltas` in: those asked for; then as left.
 template <class T>
-inline void recentre(const Kept<T> &state, const float *deltas, const Move &by, uint32_t low, uint32_t salt, int count) {
+inline void recentre(
+    const Kept<T> &state, const float *deltas, const Move &by, uint32_t low, uint32_t salt, int count
+) {
     int i = 0;
     for (; i + WIDTH <= count; i += WIDTH)
         recentre_vector(deltas + i, state.direction + i, state.displacement + i, by, low + i, salt);

@@ -26,7 +26,7 @@ inline F load(const Signed &from, int i) {
 
 inline void ask(const Signed &from, int i) {
     ask(from.codes, i);
-    if (i % STAGE == 0) __builtin_prefetch((const char *)(from.scales + i / SCALED) + ARTURO_AHEAD / 4, 1);
+    if (i % STAGE == 0) __builtin_prefetch((const char *)(from.scales + i / SCALED) + ARTURO_AHEAD / 16, 1);
 }
 
 // Writes the scale of SCALED numbers, zero where they are kept as zeros, and returns it, everywhere alike.
@@ -44,8 +44,8 @@ inline V write_scale(uint16_t *to, const float *numbers) {
     return scale;
 }
 
-// How SCALED numbers become codes. With y = |x|/scale and z = 254/(1 + y) the code below is 253 - floor(z), and the next
-// one is taken with probability (1 - z + floor(z)) floor(z)/z: then the mean is y.
+// How SCALED numbers become codes. With y = |x|/scale and z = 254/(1 + y) the code below is 253 - floor(z), and the
+// next one is taken with probability (1 - z + floor(z)) floor(z)/z: then the mean is y.
 struct Encoding {
     F scale, most;
     I present;  // all bits of a magnitude, or none where everything is kept as zeros

@@ -169,8 +169,8 @@ ARTURO_WHOLE void observe_rest(
 
 template <bool DECAYS, bool SMALL, class T>
 ARTURO_WHOLE void observe_tile(
-    const float *grad, const float *shrink, const Kept<T> &state, const Update &by, uint32_t index, uint32_t salt, int count,
-    Sums<SUMS> &sums
+    const float *grad, const float *shrink, const Kept<T> &state, const Update &by, uint32_t index, uint32_t salt,
+    int count, Sums<SUMS> &sums
 ) {
     V lanes[SUMS] = {};
     const int whole = count - count % WIDTH;

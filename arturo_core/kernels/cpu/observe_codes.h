@@ -2,7 +2,7 @@
 
 namespace {
 
-// Elements of codes in a cache line; of a stage so many are asked for at once.
+// Asks for what the update of some later elements reads; a stage is whole cache lines of every tensor but scales.
 inline void ask_ahead(const float *grad, const Coded &state, int count) {
     const auto lines = [](const void *from, int bytes) {
         for (int i = 0; i < bytes; i += 4 * LINE) __builtin_prefetch((const char *)from + ARTURO_AHEAD + i, 1);
