@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from limits import HANGS
@@ -34,18 +37,28 @@ def blocks(page: str) -> list[str]:
 EXAMPLES = [(page, index) for page in PAGES for index in range(len(blocks(page)))]
 
 
-@pytest.mark.parametrize(("page", "index"), EXAMPLES)
-def test_example_runs(page: str, index: int, tmp_path: Path) -> None:
-    # A process of its own: registering optim="arturo" in one example must not help the next.
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", blocks(page)[index]],
-        cwd=tmp_path,
-        env={**__import__("os").environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], dict[str, Any]]:
+    requests = [
+        {"code": blocks(page)[index], "folder": os.fspath(tmp_path_factory.mktemp("example"))}
+        for page, index in EXAMPLES
+    ]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(ROOT / "tests" / "examples.py")],
+        input=json.dumps(requests),
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=HANGS,
     )
-    assert result.returncode == 0, result.stderr
+    assert done.returncode == 0, done.stderr
+    return dict(zip(EXAMPLES, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize(("page", "index"), EXAMPLES)
+def test_example_runs(page: str, index: int, outcomes: dict[tuple[str, int], dict[str, Any]]) -> None:
+    outcome = outcomes[page, index]
+    assert outcome["code"] == 0, outcome["output"]
 
 
 def test_readme_has_examples_and_names_the_two_commands() -> None:

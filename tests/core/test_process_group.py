@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from ranks import run
+from torch import distributed
 
 from arturo_core import Arturo
 
@@ -56,9 +56,8 @@ def parameters(indices: list[int]) -> dict[int, torch.nn.Parameter]:
     return {index: torch.nn.Parameter(everything[index]) for index in indices}
 
 
-def work(rank: int, shares: list[list[int]], folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(shares))
+def work(shares: list[list[int]]) -> list[dict[str, Any]]:
+    rank = distributed.get_rank()
     results = []
     for mode in MODES:
         params = parameters(shares[rank])
@@ -69,14 +68,12 @@ def work(rank: int, shares: list[list[int]], folder: str) -> None:
             held[0].grad = torch.zeros(0, dtype=torch.float64)
             params = {99: held[0]}
         results.append(train(optimizer, params))
-    torch.save(results, Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
+    return results
 
 
 @pytest.mark.parametrize("shares", [[[0, 1], [2]], [[0, 1, 2], []]], ids=["split", "a rank without parameters"])
 def test_split_parameters_step_as_one(shares: list[list[int]], tmp_path: Path) -> None:
-    multiprocessing.spawn(work, args=(shares, os.fspath(tmp_path)), nprocs=len(shares))
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(shares))]
+    ranks = run(work, len(shares), tmp_path, shares)
     for index, mode in enumerate(MODES):
         params = parameters([0, 1, 2])
         expected = train(Arturo(params.values(), **mode), params)
