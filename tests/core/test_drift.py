@@ -30,7 +30,7 @@ class Found(NamedTuple):
     correlation: float
 
 
-def learned(storage: str) -> Found:
+def learned(storage: str, steps: int = STEPS) -> Found:
     """After training on noise over four decades inside every block, with curvatures from .15 to 6."""
     source = torch.Generator().manual_seed(0)
     noise = torch.logspace(-2, 2, COLUMNS)[torch.randperm(COLUMNS, generator=source)].expand(ROWS, COLUMNS)
@@ -40,10 +40,10 @@ def learned(storage: str) -> Found:
     hessian = relative * noise / (8.0 * LR)
     levels: list[Tensor] = []
     held: dict[str, Tensor] = {}
-    for step in range(STEPS):
+    for step in range(steps):
         param.grad = hessian * param.detach() + noise * torch.randn(ROWS, COLUMNS, generator=source)
         ours.step()
-        if step >= STEPS - 500 and step % 10 == 0:
+        if step >= steps - 500 and step % 10 == 0:
             held = readings.statistics(ours.state[param], param, ours.options)
             levels.append(held["curvature"].log())
     off = (held["deviation"] / noise).log()
@@ -62,6 +62,16 @@ def test_nothing_drifts(storage: str, wide: Found) -> None:
     assert abs(found.bias - wide.bias) < 0.01
     assert found.scatter < wide.scatter + 0.02
     assert found.correlation > wide.correlation - 0.02
+
+
+@pytest.mark.slow
+def test_nothing_drifts_in_20_000_steps() -> None:
+    wide = learned("float32", 20_000)
+    for storage in ("bfloat16", "8bit"):
+        found = learned(storage, 20_000)
+        assert abs(found.bias - wide.bias) < 0.01, storage
+        assert found.scatter < wide.scatter + 0.02, storage
+        assert found.correlation > wide.correlation - 0.02, storage
 
 
 @pytest.mark.parametrize("storage", ["bfloat16", "8bit"])
