@@ -81,7 +81,7 @@ bench-quality-full: $(VENV)/.installed  ## hours, resumable: all tasks, all opti
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks.quality run --full --jobs $(JOBS)
 
 bench-quality-report: $(VENV)/.installed  ## tables and figures of the full benchmark's records, README's among them
-	$(BIN)/python -m recipes.benchmarks.quality report --readme README.md
+	$(BIN)/python -m recipes.benchmarks.quality report --readme README.md recipes/benchmarks/README.md
 
 bench-scaling: $(VENV)/.installed  ## minutes: collectives of a split step, counted, and their cost on clusters, calculated
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks.scaling
