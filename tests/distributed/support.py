@@ -1,6 +1,6 @@
-"""The README's support table, made of the tests: what is not tested is not in it.
+"""The support table of arturo_core/DISTRIBUTED.md, made of the tests: what is not tested is not in it.
 
-``python tests/distributed/support.py`` writes it into the README.
+``python tests/distributed/support.py`` writes it there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import test_fsdp1_checkpoints
 from layouts import MATRIX
 
 ROOT = Path(__file__).parents[2]
+PAGE = "arturo_core/DISTRIBUTED.md"
 BEGIN, END = "<!-- support: begin -->\n", "<!-- support: end -->"
 
 #: Layout: the ids of its tests begin with this, and what a user does.
@@ -153,10 +154,10 @@ def table() -> str:
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
+    readme = ROOT / PAGE
     text = readme.read_text(encoding="utf-8")
     inside = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    assert inside.search(text), "README.md has no place for the support table"
+    assert inside.search(text), f"{PAGE} has no place for the support table"
     readme.write_text(inside.sub(lambda _: BEGIN + table() + END, text), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The README's support table says what the tests test, and every test it names exists."""
+"""The support table says what the tests test, and every test it names exists."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import support
 from layouts import MATRIX
 
 
-def test_readme_holds_the_table_of_today() -> None:
-    text = (support.ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_holds_the_table_of_today() -> None:
+    text = (support.ROOT / support.PAGE).read_text(encoding="utf-8")
     assert support.BEGIN + support.table() + support.END in text, "run: python tests/distributed/support.py"
 
 

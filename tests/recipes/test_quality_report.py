@@ -305,11 +305,11 @@ def test_listing_names_every_task_and_optimizer(capsys):
 
 def test_readme_summary_replaces_what_stands_between_the_markers(tmp_path):
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n", encoding="utf-8")
+    page.write_text("\n".join(["before", readme.WHOLE[0], "old", readme.WHOLE[1], "after\n"]), encoding="utf-8")
     readme.insert(page, Results(complete(), ["one"]))
     text = page.read_text(encoding="utf-8")
-    assert text.startswith(f"before\n{readme.BEGIN}\n")
-    assert text.endswith(f"{readme.END}\nafter\n")
+    assert text.startswith(f"before\n{readme.WHOLE[0]}\n")
+    assert text.endswith(f"{readme.WHOLE[1]}\nafter\n")
     assert "old" not in text
     # Tuned: AdamW 1.0, arTuRO 0.8; s.e. 0.01/sqrt(3). No others.
     assert "| – | 1.000 ± 0.006 | 0.800 ± 0.006 | – |" in text

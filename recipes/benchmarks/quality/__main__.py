@@ -104,7 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="say what could start now, and stop")
     tables = commands.add_parser("report", help="tables and figures from records")
     tables.add_argument("--results", nargs="+", type=path, default=[RESULTS], help="files of records")
-    tables.add_argument("--readme", type=path, help="file whose marked part becomes a summary")
+    tables.add_argument("--readme", nargs="+", type=path, default=[], help="pages whose marked parts become summaries")
     tables.add_argument("--out", type=path, help="folder (default: that of the first file)")
     tables.add_argument(
         "--code", help="digest of an own optimizer's behaviour whose records count (default: each one's newest)"
@@ -222,13 +222,14 @@ def report(options: argparse.Namespace) -> None:
         raise InputError(f"--results {missing[0]}: there is no such file of records; `run` makes one")
     if not store.read(options.results):
         raise InputError(f"--results {', '.join(map(str, options.results))}: no record of this benchmark in it")
-    if options.readme and not readme.has_place(options.readme):
-        raise InputError(f"--readme {options.readme} has no {readme.BEGIN} … {readme.END} to write between")
+    for page in options.readme:
+        if not readme.has_place(page):
+            raise InputError(f"--readme {page} has no {' … '.join(readme.WHOLE)} or {' … '.join(readme.SHORT)}")
     folder = options.out or options.results[0].parent
     try_folder(folder, option="--out")
     write(options.results, folder, code=options.code)
-    if options.readme:
-        readme.insert(options.readme, Results(store.read(options.results), list(TASKS), options.code))
+    for page in options.readme:
+        readme.insert(page, Results(store.read(options.results), list(TASKS), options.code))
 
 
 if __name__ == "__main__":

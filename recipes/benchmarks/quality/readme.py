@@ -1,4 +1,4 @@
-"""The summary in the repository's README: written from the records, so that it cannot drift from them."""
+"""Summaries on the repository's pages: written from the records, so that they cannot drift from them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,20 @@ from recipes.benchmarks.quality.bars import OURS, bars
 from recipes.benchmarks.quality.optimizers import OPTIMIZERS
 from recipes.benchmarks.quality.report import NOTHING, number, steps_text, table, with_error
 
-BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
+#: Markers of the whole summary, and of the one on the first page.
+WHOLE = ("<!-- quality: begin -->", "<!-- quality: end -->")
+SHORT = ("<!-- quality-short: begin -->", "<!-- quality-short: end -->")
 DIGITS = ".3f"
+
+#: Tasks of the first page, two of each kind, and what each is.
+FIRST_PAGE = {
+    "trec": "MiniLM on questions, all weights",
+    "sms": "MiniLM on spam, all weights",
+    "trec-lora": "MiniLM on questions, LoRA",
+    "sms-lora": "MiniLM on spam, LoRA",
+    "lm-python": "language model, from scratch",
+    "fashion-cnn": "CNN on images, from scratch",
+}
 
 
 def summary(results: Results) -> str:
@@ -63,26 +75,45 @@ def best_of(results: Results, task: str, names: Sequence[str], which: str) -> st
     return f"{with_error(found[best], DIGITS)} ({best})"
 
 
-def has_place(readme: Path) -> bool:
-    """Whether a file has both markers."""
+def short(results: Results) -> str:
+    """Six tasks: AdamW and arTuRO at AdamW's default rate and tuned, and the best of the others tuned."""
+    peers = [name for name in results.optimizers if name not in (BASELINE, OURS)]
+    rows = []
+    for task, what in FIRST_PAGE.items():
+        if task in results.tasks:
+            losses = [
+                with_error(results.final(task, name, which), DIGITS)
+                for which in ("default", "best")
+                for name in (BASELINE, OURS)
+            ]
+            rows.append([what, *losses, best_of(results, task, peers, "best")])
+    titles = ("", "AdamW, its default rate", "arTuRO, same rate", "AdamW, tuned", "arTuRO, tuned", "best other, tuned")
+    return "\n".join(table(titles, rows))
+
+
+def has_place(page: Path) -> bool:
+    """Whether a file has a pair of markers."""
     try:
-        if not readme.is_file():
+        if not page.is_file():
             return False
-        text = readme.read_text(encoding="utf-8")
+        text = page.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return False
-    return BEGIN in text and END in text
+    return any(begin in text and end in text for begin, end in (WHOLE, SHORT))
 
 
-def insert(readme: Path, results: Results) -> None:
+def insert(page: Path, results: Results) -> None:
     """Replace what stands between the markers.
 
     Raises:
-        ValueError: the file lacks a marker. It is left as it is.
+        ValueError: the file lacks them. It is left as it is.
     """
-    text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{readme} has no {BEGIN} … {END} to write between")
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    readme.write_text(f"{before}{BEGIN}\n{summary(results)}\n{END}{after}", encoding="utf-8")
+    if not has_place(page):
+        raise ValueError(f"{page} has no {' … '.join(WHOLE)} or {' … '.join(SHORT)} to write between")
+    text = page.read_text(encoding="utf-8")
+    for (begin, end), made in ((WHOLE, summary), (SHORT, short)):
+        if begin in text and end in text:
+            before, rest = text.split(begin, 1)
+            after = rest.split(end, 1)[1]
+            text = f"{before}{begin}\n{made(results).rstrip()}\n{end}{after}"
+    page.write_text(text, encoding="utf-8")
