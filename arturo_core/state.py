@@ -129,8 +129,15 @@ def _empty(param: Tensor, entry: Entry, dtype: torch.dtype) -> Tensor:
     like = real_view(shard(param))
     if not entry.scale:
         return torch.empty_like(like, dtype=dtype)
-    rows = like.shape[0]
-    return like.new_empty((rows, like.numel() // (BLOCK * rows) if rows else 0), dtype=dtype)
+    return like.new_empty(_local_shape(param, entry), dtype=dtype)
+
+
+def _local_shape(param: Tensor, entry: Entry) -> tuple[int, ...]:
+    """Shape of this rank's part of an entry."""
+    like = real_view(shard(param))
+    if not entry.scale:
+        return tuple(like.shape)
+    return like.shape[0], math.prod(like.shape[1:]) // BLOCK
 
 
 def _like(param: Any, entry: Entry, here: Tensor) -> Tensor:
@@ -149,7 +156,7 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, options: Options) -> No
         kept = Kind.WIDE  # which says what is missing
     of_rows = _entries(options, kept)
     expected = _shapes(param, options, kept)
-    scales = {entry.name for entry in of_rows if entry.scale}
+    local = {entry.name: _local_shape(param, entry) for entry in of_rows}
     missing = sorted(expected.keys() - saved.keys())
     if missing:
         raise ValueError(
@@ -172,15 +179,15 @@ def check_saved(saved: Mapping[str, Any], param: Tensor, options: Options) -> No
                 f"Arturo: the state to load has {name!r} of {value.dtype}, {value.layout}, on {value.device}: it has "
                 "to be real, dense and to hold numbers."
             )
-        if name not in scales and not fits(value, param):
+        if not fits(value, param, local.get(name, ())):
             raise ValueError(
                 f"Arturo: the state to load has a shard of {name!r} with {tuple(shard(value).shape)} elements where "
-                f"this rank holds {tuple(shard(param).shape)}: it was saved by another rank. Load each rank's own "
+                f"this rank holds {local.get(name, ())}: it was saved by another rank. Load each rank's own "
                 "file, or save and load with torch.distributed.checkpoint, which knows them."
             )
     # Frameworks fill padding up as they like.
     parts = {
-        entry.name: runs(saved[entry.name], param) if kept is Kind.WIDE else [shard(saved[entry.name])]
+        entry.name: [shard(saved[entry.name])] if kept is Kind.CODED else runs(saved[entry.name], param)
         for entry in of_rows
     }
     row_of = {row.name: row for row in table(options)}

@@ -104,7 +104,7 @@ def attach(engine: Any) -> Arturo:
         ) from error
     _check_ranks(optimizer, ranks, parts)
     for part in parts:
-        flat.declare(part.vector, part.pieces)
+        flat.declare(part.vector, part.pieces, distributed.get_rank(part.ranks) * part.vector.numel())
     optimizer.split_over(ranks if ranks is not None else distributed.group.WORLD)
     if _kind(wrapper) in _ALL_AT_ONCE:
         wrapper._optimizer_step = _ALL_AT_ONCE[_kind(wrapper)](wrapper, parts)

@@ -27,17 +27,19 @@ class Piece(NamedTuple):
 class _Contents(NamedTuple):
     pieces: Sequence[Piece]
     runs: Sequence[slice]
+    first: int
 
 
 _declared: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def declare(vector: Tensor, pieces: Iterable[Piece]) -> None:
+def declare(vector: Tensor, pieces: Iterable[Piece], first: int = 0) -> None:
     """Say what a flat parameter is made of; what is in no piece is padding, and takes no part in any step.
 
     Args:
         vector: the parameter as the optimizer sees it. Declaring it again replaces what was said.
         pieces: of this rank's vector, in any order; empty ones are left out.
+        first: index of the vector's first element among those of all ranks.
 
     Raises:
         ValueError: the pieces overlap or reach beyond the vector, or it is not one.
@@ -54,7 +56,7 @@ def declare(vector: Tensor, pieces: Iterable[Piece]) -> None:
         if runs and runs[-1].stop == start:
             start = runs.pop().start
         runs.append(slice(start, stop))
-    _declared[vector] = _Contents(found, runs)
+    _declared[vector] = _Contents(found, runs, first)
 
 
 def is_any_declared() -> bool:
@@ -74,9 +76,9 @@ def matrices(param: Tensor) -> list[tuple[Tensor, torch.Size]]:
 
 
 def spans(param: Tensor) -> list[tuple[int, int]]:
-    """Begin and end of what of a declared parameter belongs to parameters."""
+    """Begin and end of what of a declared parameter belongs to parameters, in the vector of all ranks."""
     contents: _Contents = _declared[param]
-    return [(run.start, run.stop) for run in contents.runs]
+    return [(contents.first + run.start, contents.first + run.stop) for run in contents.runs]
 
 
 def without_padding(param: Tensor, tensor: Tensor) -> list[Tensor]:

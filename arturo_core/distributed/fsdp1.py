@@ -62,10 +62,10 @@ def without_padding(param: Any, tensor: Tensor) -> Tensor:
 
 
 def offset(param: Any) -> int:
-    """Index of a shard's first element in its parameter; of a whole flat vector in this rank's own piece, 0."""
+    """Index of a shard's first element in its parameter, or of this rank's piece in the flat vector."""
     handle, index = _found(param)
     if index is None:
-        return 0
+        return 0 if is_whole(param) else int(handle.process_group.rank() * param.numel())
     return int(handle.flat_param._shard_param_infos[index].intra_param_start_idx or 0)
 
 

@@ -17,7 +17,7 @@ Place = int | Tensor
 def places(param: Any) -> list[Place]:
     """Index of the elements of every part that :func:`arturo_core.distributed.sharding.parts` gives of a parameter.
 
-    Of a flat vector (FSDP1 with ``use_orig_params=False``, DeepSpeed) it is that in this rank's own piece.
+    Of a flat vector (FSDP1 with ``use_orig_params=False``, DeepSpeed) it is that in the vector of all ranks.
     """
     if is_plain(param):
         return [0]

@@ -120,12 +120,18 @@ def shard_of(saved: Any, param: Any) -> Tensor:
     return shard(saved.full_tensor() if is_dtensor(saved) else saved)
 
 
-def fits(saved: Any, param: Any) -> bool:
-    """Whether a saved tensor that is laid out as a parameter was this rank's, as far as its shape tells."""
+def fits(saved: Any, param: Any, here: Sequence[int]) -> bool:
+    """Whether a saved tensor that is laid out as a parameter was this rank's, as far as its shape tells.
+
+    Args:
+        saved: the tensor.
+        param: the parameter.
+        here: shape of this rank's part of such a tensor.
+    """
     if not (is_dtensor(saved) and is_dtensor(param)):
         return True
     alike = saved.device_mesh == param.device_mesh and saved.placements == param.placements
-    return not alike or shard(saved).shape[: param.dim()] == shard(param).shape
+    return not alike or tuple(shard(saved).shape) == tuple(here)
 
 
 def local(tensor: Any, param: Any) -> Tensor:

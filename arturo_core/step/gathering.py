@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from arturo_core.options import Options
 from arturo_core.state import holds, table
 from arturo_core.step import learning_rate, weight_scale
 from arturo_core.step.chunks import Chunk, Source
-from arturo_core.storage.kinds import entries, kind_of
+from arturo_core.storage.kinds import Kind, entries, kind_of
 
 Groups = Sequence[Mapping[str, Any]]
 State = Mapping[Tensor, Mapping[str, Any]]
@@ -38,8 +39,12 @@ def gather(groups: Groups, state: State, moving: Sequence[int], reduction: Reduc
         for param in groups[index]["params"]:
             if not holds(held := state.get(param), options):
                 continue
-            names = [entry.name for entry in entries(rows, kind_of(held))]
+            kept = kind_of(held)
+            names = [entry.name for entry in entries(rows, kept)]
             try:
+                parts = sharding.parts(param, [held[name] for name in names])
+                # Nothing of a wide state is rounded at random, and to know where its elements are would cost time.
+                where = repeat(0) if kept is Kind.WIDE else places(param)
                 found += [
                     Source(
                         theta=theta,
@@ -52,9 +57,7 @@ def gather(groups: Groups, state: State, moving: Sequence[int], reduction: Reduc
                         number=number[id(param)],
                         place=place,
                     )
-                    for (theta, grad, *statistics), place in zip(
-                        sharding.parts(param, [held[name] for name in names]), places(param), strict=False
-                    )
+                    for (theta, grad, *statistics), place in zip(parts, where, strict=False)
                 ]
             except Exception as error:
                 refusal = refusal or error

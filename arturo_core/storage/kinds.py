@@ -17,7 +17,7 @@ from torch import Tensor
 
 from arturo_core.contexts import is_fake
 from arturo_core.distributed import flat, fsdp1
-from arturo_core.distributed.sharding import is_dtensor, real_view, shard
+from arturo_core.distributed.sharding import is_dtensor
 from arturo_core.options import EIGHT_BITS, Options
 from arturo_core.storage.codes import BLOCK
 
@@ -119,7 +119,8 @@ def divides(param: Any) -> bool:
     """Whether blocks of 32 divide the rows of a parameter, and no shard cuts one."""
     if param.dim() < 2 or fsdp1.is_shard(param) or flat.is_declared(param):
         return False
-    if not param.numel() or not (is_fake(param) or real_view(shard(param)).is_contiguous()):
+    # Of a DTensor the strides are the whole's, so that ranks with nothing agree with the others.
+    if not param.numel() or not (is_fake(param) or param.is_contiguous()):
         return False
     if _row(param) % BLOCK:
         return False
