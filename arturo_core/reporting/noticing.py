@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from arturo_core.reporting import several, slow, sweeps
+from arturo_core.reporting import not_in_codes, several, slow, sweeps
 
 if TYPE_CHECKING:
     from arturo_core.optimizer import Arturo
 
 
 def before_step(optimizer: Arturo) -> None:
-    """Look for several optimizers of one model, sweeps of the learning rate, a missing kernel; cheap without them."""
+    """Look for several optimizers of one model, sweeps of the learning rate, a missing kernel, 8 bits that cannot be."""
     if torch.compiler.is_compiling():
         return
     found: list[str] = []
-    for look in (several.notice, sweeps.notice, slow.notice):
+    for look in (several.notice, sweeps.notice, slow.notice, not_in_codes.notice):
         try:
             text = look(optimizer)
         except Exception as error:  # whatever modules of others raise when they are asked for their parameters

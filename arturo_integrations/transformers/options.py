@@ -19,6 +19,7 @@ from typing import Any, Literal, Union
 import torch
 
 from arturo_core import Arturo, habits
+from arturo_core.options import EIGHT_BITS
 
 # Parameters of the constructor that must not be set from `optim_args`, and what to do instead.
 _REFUSED = {
@@ -186,7 +187,7 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     """The members of a union that have a text form; the annotation itself if it is not a union."""
     if typing.get_origin(annotation) in (Union, types.UnionType):
         members = tuple(member for member in typing.get_args(annotation) if _has_text_form(member))
-        # A str beside a dtype is its name, and no other text.
+        # A str beside a dtype is its name, or the storage that is none.
         return tuple(member for member in members if member is not str or torch.dtype not in members)
     return (annotation,)
 
@@ -216,7 +217,7 @@ def _convert(text: str, annotation: Any) -> Any:
     if annotation is bool:
         return _look_up(text.lower(), _BOOLS)
     if annotation is torch.dtype:
-        return _look_up(text.removeprefix("torch."), _dtypes())
+        return _look_up(text.lower() if text.lower() == EIGHT_BITS else text.removeprefix("torch."), _dtypes())
     value = annotation(text)
     if isinstance(value, float) and math.isnan(value):
         raise ValueError(text)
@@ -229,8 +230,9 @@ def _look_up(text: str, choices: Mapping[str, Any]) -> Any:
     return choices[text]
 
 
-def _dtypes() -> dict[str, torch.dtype]:
-    return {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+def _dtypes() -> dict[str, torch.dtype | str]:
+    found = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+    return {**found, EIGHT_BITS: EIGHT_BITS}
 
 
 def _describe(annotation: Any) -> list[str]:
@@ -240,7 +242,7 @@ def _describe(annotation: Any) -> list[str]:
         int: "an integer",
         float: "a number",
         str: "a text",
-        torch.dtype: "a torch dtype such as float32 or bfloat16",
+        torch.dtype: "a torch dtype such as float32 or bfloat16, or 8bit",
         type(None): "none",
     }
     described: list[str] = []

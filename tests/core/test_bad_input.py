@@ -153,11 +153,12 @@ def test_length_scale_has_no_meaning_with_fixed_noise():
 
 
 REFUSED_DTYPES = [
-    torch.bfloat16,
     torch.float16,
     torch.int64,
     torch.complex64,
-    "bfloat16",
+    "8",
+    "8bits",
+    "4bit",
     "torch.int8",
     "float33",
     "nn",
@@ -168,6 +169,12 @@ REFUSED_DTYPES += ["", "Tensor", None, 32, float, [torch.float32]]
 @pytest.mark.parametrize("dtype", REFUSED_DTYPES)
 def test_state_dtype(dtype):
     refused(ValueError, ["state_dtype", str(dtype), "torch.float32", "torch.float64"], weight(), state_dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16", "8bit", " 8BIT "])
+def test_the_published_form_has_no_narrow_state(dtype):
+    refused(ValueError, ["state_dtype", 'noise="fixed"', 'noise="adaptive"'], weight(), state_dtype=dtype, noise="fixed")
+    Arturo(weight(), state_dtype=dtype)
 
 
 @pytest.mark.parametrize("name", ["float32", "torch.float32", "float", "float64", "torch.float64", " double "])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,19 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from arturo_core import Arturo
+from arturo_core.distributed import fsdp1
 
 STORAGES = ("bfloat16", "8bit")
 #: Steps before a checkpoint, and the step after it.
 BEFORE, AFTER = range(5), 5
 WHOLE = StateDictOptions(full_state_dict=True)
+
+
+SHAPES = {"wide": (7, 128), "tall": (48, 64), "filters": (6, 8, 4, 3), "odd": (4, 6), "vector": (20,)}
 
 
 class Weights(nn.Module):
@@ -37,14 +42,14 @@ class Weights(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         source = torch.Generator().manual_seed(0)
-        shapes = {"wide": (7, 128), "tall": (48, 64), "filters": (6, 8, 4, 3), "odd": (4, 6), "vector": (20,)}
-        for name, shape in shapes.items():
+        for name, shape in SHAPES.items():
             setattr(self, name, nn.Parameter(torch.randn(shape, generator=source)))
 
     def forward(self, given: dict[str, Tensor]) -> Tensor:
         """What has these gradients, exactly."""
         parts = []
-        for name, param in self.named_parameters():
+        for name in SHAPES:
+            param = getattr(self, name)  # FSDP1 puts plain tensors there
             grad = given[name].to(param.dtype)
             if isinstance(param, DTensor):
                 grad = distribute_tensor(grad, param.device_mesh, param.placements)
@@ -165,8 +170,26 @@ def resumed(layout: Callable[..., nn.Module], storage: str, folder: Path) -> Any
     return loaded, kept(model, optimizer)
 
 
+def of_flat_shards(use_orig_params: bool) -> tuple[list[list[Tensor]], list[str]]:
+    """Of every parameter what is kept on this rank of σ and u after the first step; and what was said of 8 bits."""
+    model = FullyShardedDataParallel(build(torch.float32), use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+    optimizer = Arturo(model.parameters(), lr=1e-2, state_dtype="8bit", process_group=model.process_group)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for step in range(2):
+            take(model, optimizer, step)
+            if step == 0:
+                first = [
+                    [fsdp1.without_padding(param, held[name]).clone() for name in ("deviation", "direction")]
+                    for param, held in optimizer.state.items()
+                ]
+    return first, [str(one.message) for one in said if "8bit" in str(one.message)]
+
+
 def work(folder: Path) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
+    if distributed.get_world_size() in (2, 3):
+        found["FSDP1"], found["FSDP1 flat"] = of_flat_shards(True), of_flat_shards(False)
     for layout in LAYOUTS[distributed.get_world_size()]:
         for storage in STORAGES:
             for fused in (None, False):
@@ -281,3 +304,27 @@ def test_columns_that_cut_blocks_are_kept_in_bfloat16(layout: str, world: int, r
     assert first["tall"]["direction_8bit"].shape == (48, 64)
     assert ("direction_8bit" in first["filters"]) == (layout != "columns")
     assert first["odd"]["direction"].dtype == first["vector"]["direction"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("flat", [False, True], ids=["original parameters", "flat"])
+def test_flat_shards_are_kept_in_bfloat16_with_a_word(world: int, flat: bool, results: Any) -> None:
+    """One says so once; and what is kept is what one process keeps of the same vectors."""
+    params = list(build(torch.float32).parameters())
+    grads = list(gradients(0).values())
+    if flat:
+        params = [nn.Parameter(torch.cat([param.detach().reshape(-1) for param in params]))]
+        grads = [torch.cat([grad.reshape(-1) for grad in grads])]
+    expected = Arturo(params, lr=1e-2, state_dtype="bfloat16")
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad.clone()
+    expected.step()
+    ranks = [rank["FSDP1 flat" if flat else "FSDP1"] for rank in results[1][world]]
+    for index, param in enumerate(params):
+        for row, name in enumerate(("deviation", "direction")):
+            found = torch.cat([kept[index][row] for kept, _ in ranks])
+            assert found.dtype == torch.bfloat16
+            assert torch.equal(found, expected.state[param][name].reshape(-1)), name
+    assert [len(said) for _, said in ranks] == [1] + [0] * (world - 1)
+    assert "100% of the weights in bfloat16" in ranks[0][1][0]
+    assert "FSDP2 (fully_shard) keeps them" in ranks[0][1][0]

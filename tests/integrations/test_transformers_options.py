@@ -46,6 +46,8 @@ def identical(left, right):
         ("temperature=0.25", "temperature", 0.25),
         ("state_dtype=bfloat16", "state_dtype", torch.bfloat16),
         ("state_dtype=torch.bfloat16", "state_dtype", torch.bfloat16),
+        ("state_dtype=8bit", "state_dtype", "8bit"),
+        ("state_dtype= 8BIT ", "state_dtype", "8bit"),
     ],
 )
 def test_values_get_the_type_of_the_constructors_annotation(optim_args, key, value):
@@ -100,6 +102,7 @@ def test_a_bound_in_nats_takes_the_place_of_the_learning_rate():
         ("noise=none", ["noise=none", "adaptive or fixed"]),
         ("maximize=maybe", ["maximize=maybe", "true or false"]),
         ("state_dtype=float33", ["state_dtype=float33", "bfloat16"]),
+        ("state_dtype=4bit", ["state_dtype=4bit", "8bit"]),
         ("state_dtype=nn", ["state_dtype=nn", "bfloat16"]),
         ("kl_rtol", ["'kl_rtol'", "key=value"]),
         ("kl_rtol=", ["'kl_rtol='", "key=value"]),
