@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def before_step(optimizer: Arturo) -> None:
-    """Look for several optimizers of one model, sweeps of the learning rate, a missing kernel, 8 bits that cannot be."""
+    """Look for several optimizers of one model, sweeps of lr, a missing kernel, 8 bits that cannot be; cheap."""
     if torch.compiler.is_compiling():
         return
     found: list[str] = []

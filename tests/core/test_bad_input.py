@@ -173,7 +173,9 @@ def test_state_dtype(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16", "8bit", " 8BIT "])
 def test_the_published_form_has_no_narrow_state(dtype):
-    refused(ValueError, ["state_dtype", 'noise="fixed"', 'noise="adaptive"'], weight(), state_dtype=dtype, noise="fixed")
+    refused(
+        ValueError, ["state_dtype", 'noise="fixed"', 'noise="adaptive"'], weight(), state_dtype=dtype, noise="fixed"
+    )
     Arturo(weight(), state_dtype=dtype)
 
 
