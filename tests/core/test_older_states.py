@@ -38,6 +38,28 @@ def test_training_goes_on_as_it_did(recorded: dict[str, Any], mode: str) -> None
         torch.testing.assert_close(param.detach(), later, rtol=0.0, atol=2e-5 * moved)
 
 
+@pytest.mark.parametrize("storage", ["bfloat16", "8bit"])
+@pytest.mark.parametrize("mode", [mode for mode in SAME_RULES if mode.startswith("adaptive")])
+def test_it_loads_into_a_narrow_state(recorded: dict[str, Any], mode: str, storage: str) -> None:
+    saved = recorded[mode]
+    params, optimizer = build({**saved["options"], "state_dtype": storage})
+    _, wide = build(saved["options"])
+    with pytest.warns(UserWarning, match=f"is converted: this optimizer has state_dtype={storage}"):
+        optimizer.load_state_dict(saved["state"])
+    with pytest.warns(UserWarning, match="older version"):
+        wide.load_state_dict(saved["state"])
+    for param, other in zip(params, wide.state, strict=True):
+        relative = optimizer.precision(param) / wide.precision(other)
+        assert float(relative.log().abs().max()) < 0.02
+    with torch.no_grad():
+        for param, weight in zip(params, saved["weights"], strict=True):
+            param.copy_(weight)
+    train(optimizer, params, range(5, 9))
+    for param, later, before in zip(params, saved["later"], saved["weights"], strict=True):
+        moved = float((later - before).abs().max())
+        torch.testing.assert_close(param.detach(), later, rtol=0.0, atol=0.1 * moved)
+
+
 @pytest.mark.parametrize("name", ["gradient", "noise", "curvature", "displacement"])
 def test_a_damaged_one_is_refused(recorded: dict[str, Any], name: str) -> None:
     saved = recorded["adaptive-rms"]
