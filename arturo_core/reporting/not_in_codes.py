@@ -36,7 +36,7 @@ def notice(optimizer: Arturo) -> str | None:
     if any(fsdp1.is_shard(param) or flat.is_declared(param) for param in others):
         why = "the flat shards of FSDP1 and ZeRO have no rows. FSDP2 (fully_shard) keeps them"
     else:
-        why = f"{BLOCK} elements of a row share a scale; most rows are no multiple of that, not contiguous, or cut by shards"
+        why = f"{BLOCK} elements of a row share a scale; most rows do not hold whole runs of them, or shards cut them"
     return (
         f'state_dtype="8bit" keeps the statistics of {share:.0%} of the weights in bfloat16 instead, 8 bytes a weight: '
         f'{why}. state_dtype="bfloat16" keeps this quiet.'
