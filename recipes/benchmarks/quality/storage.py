@@ -87,7 +87,11 @@ def carry_out(file: Path, jobs: int) -> None:
     progress = Progress()
     progress.start(len(todo))
     with processes(jobs) as pool:
-        for future in as_completed([pool.submit(work, run) for run in todo]):
+        futures = {pool.submit(work, run): run for run in todo}
+        for future in as_completed(futures):
+            if (error := future.exception()) is not None:  # the task could not be made: its data are missing
+                progress.say(f"{futures[future].task} seed {futures[future].seed} was not run: {error}")
+                continue
             record = future.result()
             store.append(file, record)
             progress.say(line(record))
