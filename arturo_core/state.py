@@ -53,20 +53,28 @@ def allocate(param: Tensor, options: Options) -> dict[str, Tensor]:
         here = real_view(shard(param))
         # Narrow rows begin with the same number everywhere: one block of them says what that is.
         theta = here.to(arithmetic(param, options)) if kept is Kind.WIDE else here.new_zeros(BLOCK, dtype=torch.float32)
-        found, rows = {}, {}
+        rows = {}
         for row in table(options):
             if row.scalar:
                 scalar = torch.zeros((), dtype=scalar_dtype(row, param.device), device=param.device)
-                found[row.name] = row.init(scalar, options)
+                rows[row.name] = row.init(scalar, options)
             else:
-                rows[row.name] = row.init(theta, options)
+                value = row.init(theta, options)
+                rows[row.name] = shard_like(param, value) if kept is Kind.WIDE else value
         if kept is Kind.WIDE:
-            return found | {name: shard_like(param, value) for name, value in rows.items()}
+            return rows
+        found = {row.name: rows[row.name] for row in table(options) if row.scalar}
         first = to_nearest(Kept(*(rows[name] for name in ROWS)), kept is Kind.CODED)
         for entry, value in zip(entries(ROWS, kept), first, strict=True):
             whole = _empty(param, entry, value.dtype)
             found[entry.name] = _like(param, entry, whole.copy_(value[0].expand_as(whole)))
-        return found
+        return _in_order(found, options)
+
+
+def _in_order(held: dict[str, Any], options: Options) -> dict[str, Any]:
+    """A state with its entries in the table's order, those that it does not name last."""
+    names = [row.name for row in table(options) if row.name in held]
+    return {name: held[name] for name in [*names, *(name for name in held if name not in names)]}
 
 
 def restore(saved: Mapping[str, Any], param: Tensor, options: Options) -> dict[str, Any]:
@@ -95,7 +103,7 @@ def restore(saved: Mapping[str, Any], param: Tensor, options: Options) -> dict[s
         else:
             fresh.copy_(shard_of(rows[entry.name], param))
         restored[entry.name] = _like(param, entry, fresh)
-    return restored
+    return _in_order(restored, options)
 
 
 def converts(saved: Mapping[str, Any], param: Tensor, options: Options) -> bool:

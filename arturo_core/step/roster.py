@@ -124,7 +124,7 @@ class Roster:
             self._squares = versions, torch.cat([chunk.squares() for chunk in chunks])
         for group, (own, shapes) in zip(self._moving, self._sized, strict=True):
             if shapes:
-                sizes[0, group] = weight_scale.carried_sums(self._squares[1][own], shapes, self.home)
+                sizes[0, group] = weight_scale.known_sums(self._squares[1][own], shapes, self.home)
         return sizes
 
     def keep(self, squares: Sequence[tuple[Chunk, Tensor]]) -> None:

@@ -124,14 +124,21 @@ def sums(params: Sequence[Tensor], home: torch.device, known: Mapping[int, Tenso
                 shapes.append((part.numel(), *shape))
     total = torch.zeros(2, dtype=wide_dtype(home), device=home)
     for (_, dtype), (parts, shapes) in alike.items():
-        total = total + carried_sums(_squares(parts, dtype), tuple(shapes), home)
+        total = total + _weighed(_squares(parts, dtype), tuple(shapes), home)
     if carried[0]:
-        total = total + carried_sums(torch.stack(carried[0]), tuple(carried[1]), home)
+        total = total + known_sums(torch.stack(carried[0]), tuple(carried[1]), home)
     return total
 
 
-def carried_sums(squares: Tensor, shapes: tuple[Shape, ...], home: torch.device) -> Tensor:
-    """:func:`sums` of matrices or parts of them whose Σθ² is known; shape (2,), wide, on ``home``."""
+def known_sums(squares: Tensor, shapes: tuple[Shape, ...], home: torch.device) -> Tensor:
+    """:func:`sums` of whole matrices whose Σθ² a kernel has found; shape (2,), wide, on ``home``.
+
+    Kernels sum in float64; what leaves float32 has no size, as where norms are taken in it.
+    """
+    return _weighed(torch.where(squares <= torch.finfo(torch.float32).max, squares, torch.inf), shapes, home)
+
+
+def _weighed(squares: Tensor, shapes: tuple[Shape, ...], home: torch.device) -> Tensor:
     squares = squares.to(home, wide_dtype(home))
     spread, initial, count = _constants(shapes, home)
     terms = torch.stack([squares * spread + initial, count])

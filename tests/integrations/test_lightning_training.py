@@ -198,9 +198,8 @@ def test_settings_of_the_trainer(name):
     assert_same(module, trained, by_hand(**hand))
     steps = trained.optimizers[0].diagnostics()["steps"]
     assert steps < EPOCHS * BATCHES if name in ("accumulation", "fp16 with a scaler") else steps == EPOCHS * BATCHES
-    assert {value.dtype for state in trained.optimizers[0].state.values() for value in state.values()} == {
-        torch.float32
-    }
+    held = [value for state in trained.optimizers[0].state.values() for value in state.values() if value.dim()]
+    assert {value.dtype for value in held} == {torch.float32}
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
