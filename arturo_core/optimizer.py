@@ -97,11 +97,11 @@ class Arturo(Grouped):
             float32, bfloat16 and float16 weights, "adaptive" noise and no prior: on the CPU where the package was
             installed with a C++ compiler at hand or from a wheel, on an accelerator by Triton, which comes with torch.
             Other parameters of the model go the other way.
+        stochastic_rounding: round bfloat16 weights at random, so that steps too short for their dtype add up.
         process_group: ranks over which the parameters are split (a group, or a mesh), for layouts whose parameters do
             not say so themselves (FSDP1, ``ZeroRedundancyOptimizer``, pipeline stages); sums are then taken over them.
             Plain parameters beside FSDP1's shards count once, and need the same gradients everywhere. Leave it None
-            for replicated (DDP) parameters and for DTensors (FSDP2, tensor parallelism), which say themselves which
-            ranks hold what.
+            for DDP, and for DTensors (FSDP2, tensor parallelism), which say themselves which ranks hold what.
 
     Raises:
         ValueError, TypeError: an option is out of range or has no meaning in the chosen mode, a parameter is not a
@@ -137,6 +137,7 @@ class Arturo(Grouped):
         maximize: bool = False,
         compile: bool = False,
         fused: bool | None = None,
+        stochastic_rounding: bool = False,
         process_group: ProcessGroup | DeviceMesh | None = None,
     ) -> None:
         options = make_options(
@@ -147,6 +148,7 @@ class Arturo(Grouped):
             state_dtype=state_dtype,
             compile=compile,
             fused=fused,
+            stochastic_rounding=stochastic_rounding,
             temperature=temperature,
             prior_precision=prior_precision,
             precision_momentum=precision_momentum,
@@ -346,7 +348,9 @@ class Arturo(Grouped):
 
         def collect() -> None:
             sources[:] = gathering.gather(self.param_groups, self.state, moving, reduction, options)
-            work[:] = chunks(sources, select.chunk_size(options, home), select.kernel(options, home))
+            work[:] = chunks(
+                sources, select.chunk_size(options, home), select.kernel(options, home), options.stochastic_rounding
+            )
 
         found = agreement.refusal(collect, reduction.distributed)
         if not sources and not reduction.distributed:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from arturo_core.contexts import is_fake
+from arturo_core.storage.choices import check_rounding, check_state_dtype
 
 TrustRegion = Literal["rms", "kl"]
 Noise = Literal["adaptive", "fixed"]
@@ -106,11 +107,18 @@ NOISE_GAIN = 0.003
 #: Range of the relative curvature h/h0. Its lower end keeps every precision positive.
 CURVATURE_RANGE = (0.1, 10.0)
 
-#: Value of ``state_dtype`` for codes of 8 bits (:mod:`arturo_core.storage.codes`).
-EIGHT_BITS = "8bit"
-
 # Options of the whole model besides the numbers of PAPER.
-_GLOBAL = ("trust_region", "noise", "kl_rtol", "length_scale", "state_dtype", "compile", "fused", "process_group")
+_GLOBAL = (
+    "trust_region",
+    "noise",
+    "kl_rtol",
+    "length_scale",
+    "state_dtype",
+    "compile",
+    "fused",
+    "process_group",
+    "stochastic_rounding",
+)
 
 _MEANING = {
     "temperature": "the weight κ of the prior",
@@ -149,6 +157,7 @@ class Options:
     state_dtype: torch.dtype | str  # EIGHT_BITS, if it is text
     compile: bool
     fused: bool | None = None  # the default also of pickles that lack it
+    stochastic_rounding: bool = False  # likewise
 
     @property
     def prior(self) -> float:
@@ -165,6 +174,7 @@ def make_options(
     state_dtype: torch.dtype | str,
     compile: bool,
     fused: bool | None = None,
+    stochastic_rounding: bool = False,
     **given: float | None,
 ) -> Options:
     """Fill in the defaults of the chosen mode and check every value.
@@ -222,25 +232,9 @@ def make_options(
         state_dtype=state_dtype,
         compile=compile,
         fused=fused,
+        stochastic_rounding=check_rounding(stochastic_rounding, noise),
         **values,
     )
-
-
-def check_state_dtype(value: Any) -> torch.dtype | str:
-    """How the state is kept, from a dtype, its name ("bfloat16", "torch.float32") or "8bit".
-
-    Raises:
-        ValueError: it is none of those that the state can be kept in.
-    """
-    if isinstance(value, str) and value.strip().lower() == EIGHT_BITS:
-        return EIGHT_BITS
-    found = getattr(torch, value.strip().removeprefix("torch."), None) if isinstance(value, str) else value
-    use = 'use torch.float32 (the default), torch.bfloat16 or "8bit" for less memory, or torch.float64.'
-    if isinstance(found, torch.dtype):
-        if found in (torch.float32, torch.float64, torch.bfloat16):
-            return found
-        raise ValueError(f"Arturo: state_dtype={value} is not supported: {use}")
-    raise ValueError(f"Arturo: state_dtype={str(value)[:60]!r} ({type(value).__name__}) is no dtype: {use}")
 
 
 def check_process_group(value: Any) -> None:

@@ -21,7 +21,8 @@ from arturo_core.algorithm.form import StateTensor, scalar_dtype
 from arturo_core.algorithm.forms import form_of
 from arturo_core.contexts import is_fake, lasting
 from arturo_core.distributed.sharding import fits, is_dtensor, real_view, runs, shard, shard_like, shard_of
-from arturo_core.options import EIGHT_BITS, Options, as_float
+from arturo_core.options import Options, as_float
+from arturo_core.storage.choices import EIGHT_BITS
 from arturo_core.storage.codes import BLOCK, MOST
 from arturo_core.storage.keeping import CODED_NAMES, to_nearest, values
 from arturo_core.storage.kinds import ROWS, Entry, Kind, arithmetic, entries, kind, kind_of, whole_shape

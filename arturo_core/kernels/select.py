@@ -85,6 +85,11 @@ def check_fused(params: Iterable[Tensor], options: Options) -> None:
                 f"Arturo: fused=True demands a kernel, and there is none{where}: "
                 f"{why_not(options, param.device).rstrip('.')}. Leave fused out: then steps go another way."
             )
+        if options.stochastic_rounding and param.dtype == torch.bfloat16:
+            raise ValueError(
+                "Arturo: fused=True demands a kernel, and there is none that rounds bfloat16 weights at random. Leave "
+                "fused or stochastic_rounding out."
+            )
         if param.dtype.to_real() not in found.KINDS:
             kinds = ", ".join(map(str, found.KINDS))
             raise ValueError(

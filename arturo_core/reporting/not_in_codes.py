@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from arturo_core.distributed import flat, fsdp1
 from arturo_core.distributed.sharding import takes_part
-from arturo_core.options import EIGHT_BITS
+from arturo_core.storage.choices import EIGHT_BITS
 from arturo_core.storage.codes import BLOCK
 from arturo_core.storage.kinds import divides
 

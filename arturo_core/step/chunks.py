@@ -186,7 +186,9 @@ _T = TypeVar("_T")
 PACKED = 1 << 16
 
 
-def chunks(sources: Iterable[Source], size: int, kernel: Kernel | None = None) -> Iterator[Chunk]:
+def chunks(
+    sources: Iterable[Source], size: int, kernel: Kernel | None = None, rounds_weights: bool = False
+) -> Iterator[Chunk]:
     """What the kernel takes, if there is one; of the rest slices of at most ``size`` elements, and packs of small ones.
 
     The order depends on the order of the sources alone, so sums over chunks are reproducible.
@@ -194,10 +196,11 @@ def chunks(sources: Iterable[Source], size: int, kernel: Kernel | None = None) -
     rest: list[Source] = []
     many: dict[tuple[object, ...], list[Source]] = {}
     for source in sources:
-        if kernel is not None and not isinstance(source.place, Tensor) and kernel.eligible(source):
-            many.setdefault(_alike(source), []).append(source)
-        else:
+        at_random = rounds_weights and source.theta.dtype == torch.bfloat16
+        if kernel is None or at_random or isinstance(source.place, Tensor) or not kernel.eligible(source):
             rest.append(source)
+        else:
+            many.setdefault(_alike(source), []).append(source)
     for alike in many.values():
         assert kernel is not None
         yield Chunk.whole(kernel, alike)

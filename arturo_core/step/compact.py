@@ -89,11 +89,12 @@ def _parts(work: Step) -> list[slice]:
 
 
 def _seeds(work: Step, parts: Sequence[slice]) -> list[Tensor | None]:
-    """What the state of every chunk is rounded with, where it is narrow."""
-    if not any(chunk.narrow for chunk in work.chunks):
+    """What every chunk is rounded with, where it is rounded at random."""
+    at_random = [narrow.is_rounded(chunk, work.options) for chunk in work.chunks]
+    if not any(at_random):
         return [None] * len(parts)
     seeds = narrow.seeds(work.columns)
-    return [seeds[part] if chunk.narrow else None for chunk, part in zip(work.chunks, parts, strict=True)]
+    return [seeds[part] if rounds else None for rounds, part in zip(at_random, parts, strict=True)]
 
 
 def _observe(work: Step, chunk: Chunk, gains: Gains, seeds: Tensor | None, terms: GroupTerms) -> CompactObserved:

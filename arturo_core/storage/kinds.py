@@ -18,7 +18,8 @@ from torch import Tensor
 from arturo_core.contexts import is_fake
 from arturo_core.distributed import flat, fsdp1
 from arturo_core.distributed.sharding import is_dtensor
-from arturo_core.options import EIGHT_BITS, Options
+from arturo_core.options import Options
+from arturo_core.storage.choices import EIGHT_BITS
 from arturo_core.storage.codes import BLOCK
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, Union
 import torch
 
 from arturo_core import Arturo, habits
-from arturo_core.options import EIGHT_BITS
+from arturo_core.storage.choices import EIGHT_BITS
 
 # Parameters of the constructor that must not be set from `optim_args`, and what to do instead.
 _REFUSED = {
