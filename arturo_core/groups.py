@@ -45,7 +45,7 @@ class Grouped(Readable):
             self.param_groups.pop()
             raise
         bookkeeping.complete(group, bookkeeping.first(self.param_groups), self._options)
-        self._agreed = None
+        self._agreed = self._roster = None
 
     def restart_schedule(self, *, keep_statistics: bool = True) -> None:
         """Begin a new learning-rate schedule: forget the largest learning rate so far, and the length ℓ with it.
@@ -83,7 +83,7 @@ class Grouped(Readable):
                 if takes_part(param):
                     check_layout(param, process_group)
         self._process_group = process_group
-        self._agreed = None
+        self._agreed = self._roster = None
         self._lost_process_group = False
 
     @torch.no_grad()

@@ -318,7 +318,7 @@ class Arturo(Grouped):
 
     def _again(self) -> Found | None:
         """What the step works on, if nothing is new about it since the last one."""
-        if self._roster is None:
+        if self._roster is None or self._process_group is not None:
             return None
         moving = self._moving()
         sources = self._roster.call(self.param_groups, self.state, moving)

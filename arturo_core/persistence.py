@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+def _alone(value: Any) -> Any:
+    """A tensor itself, or a copy of a scalar that is a view of more."""
+    if type(value) is not Tensor or value.dim() or is_fake(value):
+        return value
+    return value if value.untyped_storage().nbytes() == value.element_size() else value.clone()
+
+
 class Persistent(Optimizer):
     """An optimizer with options, over the ranks of a process group if there is one, that is kept and copied exactly.
 
@@ -75,7 +82,7 @@ class Persistent(Optimizer):
         """State and parameter groups, as every ``torch.optim`` optimizer gives them.
 
         The parameter groups are a snapshot: no later step changes them. The state's tensors are the optimizer's own, as
-        those of torch's optimizers are; ``copy.deepcopy`` keeps them as they are now.
+        those of torch's optimizers are, scalars apart; ``copy.deepcopy`` keeps them as they are now.
         """
         if (wrapped := self._wrapped()) is not None:
             return wrapped.state_dict()
@@ -85,6 +92,9 @@ class Persistent(Optimizer):
                 for key, value in group.items():
                     if isinstance(value, Tensor):
                         group[key] = value.detach().clone()
+            # Scalars that lie side by side would each bring all of them into a file of its own.
+            for key, held in found["state"].items():
+                found["state"][key] = {name: _alone(value) for name, value in held.items()}
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -228,11 +228,11 @@ def check_held(held: Mapping[str, Any], param: Tensor, options: Options, which: 
     Raises:
         ValueError: names, shapes or devices differ from the table; the message says how to go on.
     """
-    wide = param.dtype in (torch.float64, torch.complex128)
-    shapes = _shapes(param, options, kind_of(held))
+    kept = kind_of(held)
+    shapes, dtypes = _shapes(param, options, kept), _dtypes(param, options, kept)
     for name, shape in shapes.items():
         value = held.get(name)
-        fits_in = shape == () or not wide or getattr(value, "dtype", None) == torch.float64
+        fits_in = getattr(value, "dtype", None) in dtypes[name]
         if isinstance(value, Tensor) and value.shape == shape and value.device == param.device and fits_in:
             continue
         again = (
@@ -261,6 +261,19 @@ def check_held(held: Mapping[str, Any], param: Tensor, options: Options, which: 
 def _shapes(param: Tensor, options: Options, kept: Kind) -> dict[str, tuple[int, ...]]:
     scalars: dict[str, tuple[int, ...]] = {row.name: () for row in table(options) if row.scalar}
     return scalars | {entry.name: whole_shape(param, entry) for entry in _entries(options, kept)}
+
+
+def _dtypes(param: Tensor, options: Options, kept: Kind) -> dict[str, tuple[torch.dtype, ...]]:
+    """Dtypes that statistics may have, by name; none for a storage that the options did not ask for."""
+    wide = (torch.float64,) if arithmetic(param, options) == torch.float64 else (torch.float32, torch.float64)
+    asked = kept is not Kind.CODED or options.state_dtype == EIGHT_BITS
+    asked = asked and (kept is Kind.WIDE or options.state_dtype not in (torch.float32, torch.float64))
+    found: dict[str, tuple[torch.dtype, ...]] = {
+        row.name: (torch.float32, torch.float64) for row in table(options) if row.scalar
+    }
+    for entry in _entries(options, kept):
+        found[entry.name] = () if not asked else wide if entry.dtype is None else (entry.dtype,)
+    return found
 
 
 def _names(options: Options) -> frozenset[str]:

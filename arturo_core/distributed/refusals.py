@@ -106,6 +106,11 @@ def check_gradient(param: Tensor, which: Callable[[], str]) -> None:
             f"Arturo does not support sparse gradients (parameter {which()}): the filter's belief about a weight "
             "changes in every step, with or without a gradient. Build the embedding with sparse=False."
         )
+    if param.is_neg():
+        raise RuntimeError(
+            f"Arturo: parameter {which()} is a negative view, as of a conjugate's imaginary part, and cannot be written to "
+            "element by element. Set param.data = param.data.resolve_neg() first."
+        )
     if grad.shape != param.shape:
         raise ValueError(
             f"Arturo: parameter {which()} has shape {tuple(param.shape)}, and its gradient {tuple(grad.shape)}: its "

@@ -33,7 +33,7 @@ def notice(optimizer: Arturo) -> str | None:
     if sum(param.numel() for param in params if param.device == first.device) < MANY:
         return None
     _told.append(
-        f"Arturo: steps take several times as long as with the {_KERNELS[first.device.type]}: {reason.rstrip('.')}. "
+        f"steps take several times as long as with the {_KERNELS[first.device.type]}: {reason.rstrip('.')}. "
         "fused=False keeps this quiet."
     )
     return _told[0]

@@ -22,9 +22,11 @@ from arturo_core.distributed import flat
 from arturo_core.distributed.reductions import Reduction
 from arturo_core.numerics import wide_dtype
 from arturo_core.options import Options
+from arturo_core.state import table
 from arturo_core.step import weight_scale
 from arturo_core.step.chunks import Chunk, Source
 from arturo_core.step.columns import Flat, Scattered
+from arturo_core.storage.kinds import entries, kind_of
 
 Groups = Sequence[Mapping[str, Any]]
 Held = MutableMapping[str, Any]
@@ -73,7 +75,8 @@ class Roster:
         self._everyone, self._trains, self._states = list(map(id, params)), list(map(_trains, params)), len(state)
         self._takes_part = list(map(set(order).__contains__, range(len(params))))
         self._groups, self._numbers = [source.group for source in sources], [source.number for source in sources]
-        self._rows = [itemgetter(*_names(one, source.state)) for one, source in zip(held, sources, strict=True)]
+        rows_of = tuple(row.name for row in table(options) if not row.scalar)
+        self._rows = [itemgetter(*(entry.name for entry in entries(rows_of, kind_of(one)))) for one in held]
         self._scalars = itemgetter(*scalars)
         ends = list(accumulate(len(chunk.sources) for chunk in chunks))
         self._chunks = list(zip([0, *ends], ends, [chunk.outline() for chunk in chunks], strict=False))
@@ -150,6 +153,8 @@ def suits(
     if any(chunk.kernel is None for chunk in chunks):
         return False
     sources = [source for chunk in chunks for source in chunk.sources]
+    if any(source.param is not None and source.param.is_complex() for source in sources):
+        return False  # their parts are views of pairs of real numbers, made anew in every step
     known = {id(source.param) for source in sources if source.param is not None and source.theta.device == home}
     others = [param for group in groups for param in group["params"] if id(param) not in known]
     return len(known) == len(sources) and not any(_trains(param) or state.get(param) for param in others)
@@ -158,12 +163,6 @@ def suits(
 def is_extraordinary(home: torch.device) -> bool:
     """Whether a step is traced, rehearsed or captured, or somebody has declared what flat vectors are made of."""
     return torch.compiler.is_compiling() or fake_mode_is_active() or flat.is_any_declared() or is_capturing(home)
-
-
-def _names(held: Held, statistics: Sequence[Tensor]) -> list[str]:
-    """Under which names a state holds these tensors."""
-    names = {id(value): name for name, value in held.items()}
-    return [names[id(tensor)] for tensor in statistics]
 
 
 def _side_by_side(held: Sequence[Held], name: str) -> Tensor:
@@ -200,7 +199,7 @@ def _marks(
     return [
         *(list(map(mark, every)) for mark in of_all),
         *(list(map(mark, grads)) for mark in (_dtype, _device, Tensor.is_neg)),
-        *(list(map(mark, params)) for mark in (_dtype, Tensor.data_ptr)),
-        *(list(map(mark, statistics)) for mark in (id, _dtype, Tensor.data_ptr)),
+        *(list(map(mark, params)) for mark in (_dtype, Tensor.data_ptr, Tensor.is_neg)),
+        *(list(map(mark, statistics)) for mark in (id, _dtype, Tensor.data_ptr, Tensor.stride, Tensor.numel)),
         *(list(map(mark, scalars)) for mark in (id, Tensor.data_ptr)),
     ]

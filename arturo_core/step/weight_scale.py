@@ -19,6 +19,7 @@ thus ends as the largest does that asks for no more. Its warm-up ends sooner, an
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -70,7 +71,7 @@ class Squares:
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Tensor, int, int, Tensor]] = {}
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, int, Tensor]] = {}
         #: Whether a step of this optimizer has been recorded in a graph.
         self.recorded = False
 
@@ -82,7 +83,7 @@ class Squares:
             return
         for param, square in zip(params, squares.unbind(), strict=True):
             if param is not None:
-                self._known[id(param)] = (param, param._version, param.data_ptr(), square)
+                self._known[id(param)] = (weakref.ref(param), param._version, param.data_ptr(), square)
 
     def of(self, params: Sequence[Tensor | None], find: Callable[[], Tensor]) -> dict[int, Tensor]:
         """Σθ² of plain parameters as they are now, by the parameter's id; 0-dimensional.
@@ -101,7 +102,7 @@ class Squares:
 
     def _is_known(self, param: Tensor) -> bool:
         found = self._known.get(id(param))
-        return found is not None and found[0] is param and found[1:3] == (param._version, param.data_ptr())
+        return found is not None and found[0]() is param and found[1:3] == (param._version, param.data_ptr())
 
 
 def sums(params: Sequence[Tensor], home: torch.device, known: Mapping[int, Tensor] | None = None) -> Tensor:

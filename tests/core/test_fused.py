@@ -193,7 +193,7 @@ def test_without_triton_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert [said("mps"), said("cuda", False), said("cuda", count=slow.MANY - 1)] == [None] * 3
     assert said("cuda") == (
-        "Arturo: steps take several times as long as with the Triton kernels: Triton is not installed. fused=False "
+        "steps take several times as long as with the Triton kernels: Triton is not installed. fused=False "
         "keeps this quiet."
     )
     assert said("cuda") is None, "once in a process"

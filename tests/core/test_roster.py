@@ -115,6 +115,16 @@ def statistics_in_other_memory(ours: Arturo, params: list[Parameter]) -> None:
     held["direction"].data = -held["direction"]
 
 
+def statistics_transposed(ours: Arturo, params: list[Parameter]) -> None:
+    ours.state[params[0]]["direction"].t_()
+
+
+def statistics_under_two_names(ours: Arturo, params: list[Parameter]) -> None:
+    held = ours.state[params[0]]
+    held["mine"] = held["deviation"]
+    held["deviation"] = 3.0 * held["deviation"]
+
+
 def statistics_forgotten(ours: Arturo, params: list[Parameter]) -> None:
     del ours.state[params[0]]
 
@@ -166,6 +176,8 @@ EVENTS = [
     (gradient_of_one_number, 3),
     (statistics_replaced, 2),
     (statistics_in_other_memory, 2),
+    (statistics_transposed, 7),
+    (statistics_under_two_names, 2),
     (statistics_forgotten, 2),
     (scalar_replaced, 2),
     (scalar_written, 1),
@@ -212,6 +224,85 @@ def test_nothing_is_kept_alive() -> None:
     ours.state.clear()
     gc.collect()
     assert [one() for one in statistics] == [None] * len(params)
+
+
+def test_a_name_that_others_give_a_statistic_is_theirs() -> None:
+    params = parameters()
+    ours = optimizer(params)
+    ours.allocate_state()
+    ours.state[params[0]]["mine"] = ours.state[params[0]]["deviation"]
+    for step in range(4):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        if step == 3:
+            ours.state[params[0]]["deviation"] = torch.full((6, 6), 100.0)
+        ours.step()
+    assert float(ours.state[params[0]]["deviation"].min()) > 90.0
+
+
+def test_weights_that_are_a_negative_view_are_refused() -> None:
+    params, ours = steady()
+    before = params[0].detach().clone()
+    params[0].data = torch._neg_view(-params[0].data)
+    with pytest.raises(RuntimeError, match=r"resolve_neg\(\)"):
+        ours.step()
+    assert torch.equal(params[0], before)
+    params[0].data = params[0].data.resolve_neg()
+    ours.step()
+
+
+def test_removed_parameters_are_let_go() -> None:
+    params, ours = steady()
+    gone = weakref.ref(params[0])
+    del ours.param_groups[0]["params"][0], ours.state[params[0]]
+    params.pop(0)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    ours.step()
+    gc.collect()
+    assert gone() is None
+
+
+def test_ranks_that_are_told_of_later_count() -> None:
+    params, ours = steady()
+    ours.split_over(None)
+    assert ours._roster is None
+    for param in params:
+        param.grad = torch.ones_like(param)
+    ours.step()
+    assert ours._roster is not None
+    ours.add_param_group({"params": [Parameter(torch.ones(2, 2))]})
+    assert ours._roster is None
+
+
+def test_one_parameter_is_saved_without_the_others_scalars() -> None:
+    params, ours = steady()
+
+    def size(held: dict[str, Tensor]) -> int:
+        memory = io.BytesIO()
+        torch.save(held, memory)
+        return len(memory.getvalue())
+
+    alone = {name: value.clone() for name, value in ours.state[params[1]].items()}
+    assert size(ours.state_dict()["state"][1]) <= size(alone) + 64
+
+
+@pytest.mark.parametrize("change", ["bfloat16", "float16", "one entry", "counter"])
+def test_statistics_of_another_dtype_are_refused(change: str) -> None:
+    params, ours = steady()
+    held = ours.state[params[0]]
+    names = {"one entry": ["direction"], "counter": ["step"]}.get(change, list(held))
+    for name in names:
+        held[name] = held[name].to(torch.float16 if change == "float16" else torch.bfloat16)
+    before = [param.detach().clone() for param in params]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    with pytest.raises(ValueError, match=r"its statistics of torch\.b?float16"):
+        ours.step()
+    assert all(torch.equal(param, old) for param, old in zip(params, before, strict=True))
+    ours.load_state_dict(ours.state_dict())  # the way out that the error names
+    ours.step()
+    assert ours.state[params[0]]["direction"].dtype == torch.float32
 
 
 def test_errors_are_those_of_a_step_that_looks_at_everything() -> None:
