@@ -1,7 +1,7 @@
 """What a narrow state does to results: arTuRO's state in bfloat16 and 8 bits beside float32, same seeds and rates.
 
     python -m recipes.benchmarks.quality.storage run --jobs 2      # an hour; resumable
-    python -m recipes.benchmarks.quality.storage report            # or: make bench-storage
+    python -m recipes.benchmarks.quality.storage report
 
 Five tasks, at the default learning rate and at the best of the benchmark's tuning, seeds 1 to 3. The same seed gives
 the same data order and first weights, so losses are compared seed by seed.
