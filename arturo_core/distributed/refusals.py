@@ -108,8 +108,8 @@ def check_gradient(param: Tensor, which: Callable[[], str]) -> None:
         )
     if param.is_neg():
         raise RuntimeError(
-            f"Arturo: parameter {which()} is a negative view, as of a conjugate's imaginary part, and cannot be written "
-            "to element by element. Set param.data = param.data.resolve_neg() first."
+            f"Arturo: parameter {which()} is a negative view, as of a conjugate's imaginary part, and cannot be "
+            "written to element by element. Set param.data = param.data.resolve_neg() first."
         )
     if grad.shape != param.shape:
         raise ValueError(

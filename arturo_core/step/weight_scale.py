@@ -68,6 +68,7 @@ class Squares:
 
     What a kernel would find now is the same to the bit, so a run that is resumed goes on as if it had not been
     interrupted. From the first step that a graph records on nothing is kept: a replay changes weights and no version.
+    What is written through ``param.data`` in place leaves no trace either, and counts a step later.
     """
 
     def __init__(self) -> None:
