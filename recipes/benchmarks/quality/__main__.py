@@ -224,7 +224,8 @@ def report(options: argparse.Namespace) -> None:
         raise InputError(f"--results {', '.join(map(str, options.results))}: no record of this benchmark in it")
     for page in options.readme:
         if not readme.has_place(page):
-            raise InputError(f"--readme {page} has no {' … '.join(readme.WHOLE)} or {' … '.join(readme.SHORT)} to write between")
+            markers = " or ".join(" … ".join(pair) for pair in (readme.WHOLE, readme.SHORT))
+            raise InputError(f"--readme {page} has no {markers} to write between")
     folder = options.out or options.results[0].parent
     try_folder(folder, option="--out")
     write(options.results, folder, code=options.code)
