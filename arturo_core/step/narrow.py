@@ -65,11 +65,10 @@ def apply(passes: Passes, chunk: Chunk, factor: Tensor, seeds: Tensor, terms: Gr
         before = theta.clone()
         passes.compact_apply(theta, kept, factor, terms, options)
         chunk.theta.copy_(rounded(theta, _bits(chunk, seeds, OF_WEIGHTS) & 0xFFFF))
-        # The centre is where the statistics have it; the pass has moved it only where re-centring cannot wait.
-        centre = before if defers(theta.dtype, chunk.dtype, options) else theta
-        displacement = chunk.theta.to(torch.float32) - centre
-        kept.direction.add_(displacement / terms.length)
-        kept.displacement.add_(displacement)
+        if defers(theta.dtype, chunk.dtype, options):
+            # By what was asked for: rounding adds nothing in the mean, and reaches far beyond ℓ where steps are short.
+            kept.direction.add_((theta - before) / terms.length)
+            kept.displacement.add_(theta - before)
     else:
         passes.compact_apply(chunk.theta, kept, factor, terms, options)
     if chunk.narrow and not defers(chunk.theta.dtype, chunk.dtype, options):

@@ -10,15 +10,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from arturo_core import Arturo
-from arturo_core.reporting import readings
 
 STEPS = 60
 
 
 def train(dtype: torch.dtype, steps: int = STEPS, **options: object) -> tuple[Parameter, Arturo]:
-    """Weights near 1, whose neighbours in bfloat16 are .0078 away, pushed by a steady gradient at lr 1e-3."""
+    """Weights near 1, whose neighbours in bfloat16 are .0078 away, pushed by a steady gradient at lr 1e-5."""
     param = Parameter(torch.full((64, 64), 1.0).to(dtype))
-    ours = Arturo([param], lr=1e-3, **options)  # type: ignore[arg-type]
+    ours = Arturo([param], lr=1e-5, **options)  # type: ignore[arg-type]
     go_on(param, ours, range(steps))
     return param, ours
 
@@ -59,24 +58,7 @@ def test_weight_decay_adds_up() -> None:
     expected = decayed(torch.float32)
     assert expected < -0.01
     assert decayed(torch.bfloat16) == 0.0
-    # Not all of it: rounding noise takes part in the displacements that the filter learns of.
-    assert decayed(torch.bfloat16, stochastic_rounding=True) == pytest.approx(expected, rel=0.25)
-
-
-def test_the_statistics_know_where_the_weights_are() -> None:
-    """D forgets at the filter's rate, so it is the sum of what the weights have really moved, weighed by age."""
-    param = Parameter(torch.full((64, 64), 1.0, dtype=torch.bfloat16))
-    ours = Arturo([param], lr=1e-3, stochastic_rounding=True)
-    moved = torch.zeros(64, 64)
-    for step in range(10):
-        before, was = param.detach().float(), float(ours.state[param]["variance"]) if step else 1.0
-        go_on(param, ours, range(step, step + 1))
-        gain = float(ours.state[param]["variance"])
-        assert was != gain
-        moved = (1.0 - gain) * moved + (param.detach().float() - before)
-    found = readings.statistics(ours.state[param], param, ours.options)["displacement"]
-    torch.testing.assert_close(found, moved, rtol=1e-4, atol=1e-6)
-    assert float(ours.state[param]["moved"]) == 0.0
+    assert decayed(torch.bfloat16, stochastic_rounding=True) == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize("storage", ["float32", "8bit"])
