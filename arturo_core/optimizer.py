@@ -242,7 +242,7 @@ class Arturo(Grouped):
                 rank raises; an earlier step could not be finished (:class:`arturo_core.step.transaction.TornStep`).
             ValueError, TypeError: an lr or weight decay was set that is negative, not finite or no number, or groups
                 differ in lr with ``trust_region="kl"``, or ranks differ in lr, options or groups, or a
-                parameter's shape or device is no longer that of its statistics.
+                parameter's shape, dtype or device is no longer that of its statistics.
 
         On accelerators, where reading would wait, ranks that differ in lr, and those whose neighbour raises, skip and
         count the step instead.

@@ -13,9 +13,6 @@ from arturo_core.storage import codes
 from arturo_core.storage.kinds import ROWS, Kind, is_codes, kind_of
 from arturo_core.storage.random_bits import rounded
 
-#: Bits of a value that is rounded to the nearest instead.
-NEAREST = 1 << 15
-
 
 def unpacked(state: Sequence[Tensor]) -> Kept:
     """The statistics of a chunk as float32, new tensors; ``state`` is flat, in the order of the entries."""

@@ -133,3 +133,14 @@ def agrees(found: Source, given: Source, row: tuple[float, ...], decay: float = 
     for name, mine, truth, unit in zip(Kept._fields, found.state, exact.state, units, strict=True):
         assert torch.isfinite(mine).all(), name
         assert float(((mine - truth).abs() / (unit + 1e-30)).max()) < 8 * torch.finfo(FLOAT32).eps, name
+
+
+def cut(whole: Source, cuts: list[int], scales: list[int] | None = None) -> list[Source]:
+    """The same parameter in parts of these lengths; ``scales`` are those of the scales of a state in 8 bits."""
+    tensors = (whole.theta, whole.grad, *whole.state)
+    lengths = [cuts] * 6 + [scales or []] * (len(tensors) - 6)
+    pieces = (tensor.split(length) for tensor, length in zip(tensors, lengths, strict=True))
+    return [
+        Source(theta.clone(), grad.clone(), tuple(one.clone() for one in state), {}, 0)
+        for theta, grad, *state in zip(*pieces, strict=True)
+    ]

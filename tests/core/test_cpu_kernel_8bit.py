@@ -17,6 +17,7 @@ from cpu_problem import (
     LEVELS,
     ORDINARY,
     copy,
+    cut,
     needs_the_library,
     observe,
     source,
@@ -244,14 +245,7 @@ def test_bits_do_not_depend_on_how_a_tensor_is_cut(theta: torch.dtype) -> None:
     whole = eight(20_000, seed=7, theta=theta)
     cuts = [32, 96, 992, 8_160, 8_192, 2_528]
     starts = torch.tensor([0, *cuts]).cumsum(0)[:-1]
-    narrow = [cut // BLOCK for cut in cuts]
-    tensors = (whole.theta, whole.grad, *whole.state)
-    parts = [
-        Source(theta.clone(), grad.clone(), tuple(one.clone() for one in state), {}, 0)
-        for theta, grad, *state in zip(
-            *(tensor.split(cuts if index < 6 else narrow) for index, tensor in enumerate(tensors)), strict=True
-        )
-    ]
+    parts = cut(whole, cuts, [length // BLOCK for length in cuts])
     each = torch.stack([torch.full((len(cuts),), KEY), starts + START], dim=1)
     observe(parts, [ORDINARY] * len(cuts), decay=1e-3, seeds=each)
     cpu.apply(parts, torch.tensor(0.3), torch.tensor(LENGTH), seeds=each)

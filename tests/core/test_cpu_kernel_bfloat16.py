@@ -13,6 +13,7 @@ from cpu_problem import (
     LEVELS,
     ORDINARY,
     copy,
+    cut,
     needs_the_library,
     observe,
     source,
@@ -82,12 +83,7 @@ def test_bits_do_not_depend_on_how_a_tensor_is_cut() -> None:
     first, key = (1 << 32) - 9_000, 0xABCDEF01
     cuts = [1, 6, 1000, 8185, 8192, 2619]
     starts = torch.tensor([0, *cuts]).cumsum(0)[:-1]
-    parts = [
-        Source(theta.clone(), grad.clone(), tuple(one.clone() for one in state), {}, 0)
-        for theta, grad, *state in zip(
-            *(tensor.split(cuts) for tensor in (whole.theta, whole.grad, *whole.state)), strict=True
-        )
-    ]
+    parts = cut(whole, cuts)
     seeds = torch.stack([torch.full((len(cuts),), key), starts + first], dim=1)
     observe(parts, [ORDINARY] * len(cuts), decay=1e-3, seeds=seeds)
     cpu.apply(parts, torch.tensor(0.3), torch.tensor(LENGTH), seeds=seeds)

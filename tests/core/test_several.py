@@ -158,7 +158,7 @@ class Model(nn.Module):
             setattr(self, name, part)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        return inputs
 
 
 def linear(number: int) -> list[nn.Module]:
